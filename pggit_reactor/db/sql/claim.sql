@@ -1,0 +1,206 @@
+-- name: claim
+-- Takes up to a budget of ready rows of each hot webhook under a lease, and tells when each webhook is next due.
+-- One row a claimed delivery, and one with a null delivery_id for each webhook that may be sent to at all.
+-- For each distinct priority present the claim index is probed with equality and ready_at <= now(): one range over
+-- all priorities would walk through every far retry. Leased rows are stepped over: no index knows a lease.
+-- crash_count rises where the lease of a worker that was not heard after it ran out is taken over.
+WITH hot AS MATERIALIZED (
+    SELECT
+        h.webhook_id,
+        h.budget,
+        w.revision,
+        now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until
+    FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[]) AS h (webhook_id, budget)
+    JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
+    LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
+    WHERE l.blocked_until IS NULL OR l.blocked_until <= now()
+),
+picked AS MATERIALIZED (
+    SELECT p.delivery_id, p.taken_over, p.crashed, h.lease_until, h.revision
+    FROM hot AS h
+    CROSS JOIN LATERAL (
+        WITH RECURSIVE level (priority) AS (
+            (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+             WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
+             ORDER BY q.priority DESC LIMIT 1)
+            UNION ALL
+            SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                    WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
+                    ORDER BY q.priority DESC LIMIT 1)
+            FROM level WHERE level.priority IS NOT NULL
+        )
+        SELECT
+            r.delivery_id,
+            r.lease_token IS NOT NULL AS taken_over,
+            r.lease_token IS NOT NULL AND NOT EXISTS (
+                SELECT FROM pggit.reactor_worker AS other
+                WHERE other.instance = r.leased_by AND other.heartbeat_at >= r.lease_expires_at) AS crashed
+        FROM level
+        CROSS JOIN LATERAL (
+            SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at
+            FROM pggit.alert_delivery_queue AS q
+            WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority AND q.ready_at <= now()
+                AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
+            ORDER BY q.ready_at
+            LIMIT h.budget
+            FOR UPDATE SKIP LOCKED
+        ) AS r
+        WHERE level.priority IS NOT NULL
+        LIMIT h.budget
+    ) AS p
+),
+claimed AS (
+    UPDATE pggit.alert_delivery_queue AS q
+    SET lease_token = %(lease_token)s,
+        lease_expires_at = p.lease_until,
+        leased_by = %(instance)s,
+        crash_count = q.crash_count + p.crashed::integer
+    FROM picked AS p
+    WHERE q.delivery_id = p.delivery_id
+    RETURNING q.*, p.taken_over, p.revision
+)
+SELECT
+    c.webhook_id,
+    c.delivery_id,
+    c.uid_salt,
+    c.revision,
+    c.delivery_status,
+    CASE WHEN octet_length(b.body) <= %(inline_bytes)s THEN b.body END AS body,
+    octet_length(b.body) AS body_bytes,
+    c.retry_count,
+    c.max_retries,
+    c.attempt_count,
+    c.crash_count,
+    CASE WHEN isfinite(coalesce(c.replayed_at, c.created_at))
+         THEN extract(epoch FROM now() - coalesce(c.replayed_at, c.created_at))::float8 ELSE 0 END AS age_seconds,
+    CASE WHEN isfinite(c.ready_at)
+         THEN extract(epoch FROM clock_timestamp() - c.ready_at)::float8 ELSE 0 END AS waited_seconds,
+    coalesce(c.expires_at <= now(), false) AS expired,
+    c.headers::text AS headers,
+    c.event_type,
+    c.traceparent,
+    c.taken_over,
+    NULL::float8 AS next_due_seconds
+FROM claimed AS c
+CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
+UNION ALL
+SELECT
+    h.webhook_id, NULL, NULL, h.revision, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    (
+        WITH RECURSIVE level (priority) AS (
+            (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+             WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
+             ORDER BY q.priority DESC LIMIT 1)
+            UNION ALL
+            SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                    WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
+                    ORDER BY q.priority DESC LIMIT 1)
+            FROM level WHERE level.priority IS NOT NULL
+        )
+        SELECT extract(epoch FROM min(n.ready_at) - now())::float8
+        FROM level
+        CROSS JOIN LATERAL (
+            SELECT q.ready_at FROM pggit.alert_delivery_queue AS q
+            WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority
+                AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
+            ORDER BY q.ready_at LIMIT 1
+        ) AS n
+    )
+FROM hot AS h;
+
+-- name: release
+-- Gives back what was claimed and not sent; the queue's own trigger NOTIFYs, since the row is due.
+UPDATE pggit.alert_delivery_queue AS q
+SET lease_token = NULL, lease_expires_at = NULL, leased_by = NULL
+FROM unnest(%(delivery_ids)s::bigint[], %(lease_tokens)s::bigint[]) AS mine (delivery_id, lease_token)
+WHERE q.delivery_id = mine.delivery_id AND q.lease_token = mine.lease_token;
+
+-- name: body
+-- The payload of a delivery that is too large to come with its claim.
+SELECT q.message_body::text
+FROM pggit.alert_delivery_queue AS q
+WHERE q.delivery_id = %(delivery_id)s AND q.lease_token = %(lease_token)s;
+
+-- name: discover_limited
+-- Webhooks that may be sent to and have a row that is due and not leased. Walks webhook_limit and probes the claim
+-- index a priority at a time.
+SELECT l.webhook_id
+FROM pggit.webhook_limit AS l
+JOIN pggit.webhook AS w ON w.webhook_id = l.webhook_id AND w.state = 'active'
+WHERE (l.blocked_until IS NULL OR l.blocked_until <= now())
+    AND EXISTS (
+        WITH RECURSIVE level (priority) AS (
+            (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+             WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
+             ORDER BY q.priority DESC LIMIT 1)
+            UNION ALL
+            SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                    WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
+                    ORDER BY q.priority DESC LIMIT 1)
+            FROM level WHERE level.priority IS NOT NULL
+        )
+        SELECT FROM level
+        CROSS JOIN LATERAL (
+            SELECT FROM pggit.alert_delivery_queue AS q
+            WHERE q.webhook_id = l.webhook_id AND q.priority = level.priority AND q.ready_at <= now()
+                AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
+            LIMIT 1
+        ) AS due
+    );
+
+-- name: adopt_unknown
+-- Finds ids in the queue that have no limit row (a recursive skip scan of the claim index) and gives them one:
+-- blocked until something registers them. Returns how many were unknown and how many are registered.
+WITH RECURSIVE seen (webhook_id) AS (
+    (SELECT q.webhook_id FROM pggit.alert_delivery_queue AS q WHERE q.ready_at IS NOT NULL ORDER BY q.webhook_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT q.webhook_id FROM pggit.alert_delivery_queue AS q
+            WHERE q.ready_at IS NOT NULL AND q.webhook_id > seen.webhook_id
+            ORDER BY q.webhook_id LIMIT 1)
+    FROM seen WHERE seen.webhook_id IS NOT NULL
+)
+INSERT INTO pggit.webhook_limit (webhook_id, unknown_since)
+SELECT s.webhook_id, CASE WHEN w.webhook_id IS NULL THEN now() END
+FROM seen AS s
+LEFT JOIN pggit.webhook AS w ON w.webhook_id = s.webhook_id
+WHERE s.webhook_id IS NOT NULL
+    AND NOT EXISTS (SELECT FROM pggit.webhook_limit AS l WHERE l.webhook_id = s.webhook_id)
+ORDER BY s.webhook_id
+LIMIT 10000
+ON CONFLICT (webhook_id) DO NOTHING;
+
+-- name: end_unknown
+-- Deliveries whose webhook nothing registered within the hold become dead, a bounded batch at a time. The hold counts
+-- from when the id was first seen, or from when the row came, whichever is later: a late alert gets its whole hold.
+WITH due AS (
+    SELECT q.delivery_id
+    FROM pggit.webhook_limit AS l
+    JOIN pggit.alert_delivery_queue AS q ON q.webhook_id = l.webhook_id
+    WHERE l.unknown_since <= now() - make_interval(secs => %(hold_seconds)s)
+        AND q.ready_at <= now()
+        AND greatest(q.created_at, q.replayed_at) <= now() - make_interval(secs => %(hold_seconds)s)
+        AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
+        AND NOT EXISTS (SELECT FROM pggit.webhook AS w WHERE w.webhook_id = l.webhook_id)
+    LIMIT %(rows_max)s
+    FOR UPDATE OF q SKIP LOCKED
+),
+ended AS (
+    UPDATE pggit.alert_delivery_queue AS q
+    SET delivery_status = 'failed', failed_reason = 'unknown_webhook',
+        last_error = 'no webhook with this id was registered within the hold',
+        lease_token = NULL, lease_expires_at = NULL, leased_by = NULL
+    FROM due WHERE q.delivery_id = due.delivery_id
+    RETURNING q.delivery_id, q.webhook_id
+),
+logged AS (
+    INSERT INTO pggit.alert_delivery_log (delivery_id, webhook_id, event_type, event_details)
+    SELECT e.delivery_id, e.webhook_id, 'failed', jsonb_build_object('reason', 'unknown_webhook') FROM ended AS e
+)
+SELECT count(*) FROM ended;
+
+-- name: prune_limits
+-- Limit rows of ids that nothing registered and that no longer have rows waiting.
+DELETE FROM pggit.webhook_limit AS l
+WHERE l.unknown_since IS NOT NULL
+    AND NOT EXISTS (SELECT FROM pggit.webhook AS w WHERE w.webhook_id = l.webhook_id)
+    AND NOT EXISTS (SELECT FROM pggit.alert_delivery_queue AS q WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL);
