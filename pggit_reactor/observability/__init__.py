@@ -1,0 +1,1 @@
+"""Metrics, logs and probes: what others see of a running process."""

@@ -1,0 +1,1 @@
+"""The running worker: its loops, clock, signals, processes and probes."""
