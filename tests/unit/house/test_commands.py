@@ -1,0 +1,56 @@
+"""The commands that the pages and CI name are commands that exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+FIRST_SCREEN_LINES = 24
+WORD = re.compile(r"\./dev (\w[\w-]*)")
+# In a block or in code: a command with its sub-command, such as `pggit-reactor webhook add`.
+PRODUCT = re.compile(r"(?:pggit-reactor|\./dev run)((?: [a-z][a-z-]*)+)")
+BLOCK_OR_CODE = re.compile(r"^```(?:sh|bash|console|shell)\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
+
+
+def pages(texts: dict[str, str]) -> dict[str, str]:
+    return {path: text for path, text in texts.items() if path.endswith(".md")}
+
+
+def commands(text: str) -> str:
+    """Return what *text* shows as something to type."""
+    return "\n".join(block or code for block, code in BLOCK_OR_CODE.findall(text))
+
+
+def test_every_word_of_dev_that_is_named_exists(texts: dict[str, str], dev: ModuleType) -> None:
+    named = {(path, word) for path, text in pages(texts).items() for word in WORD.findall(commands(text))}
+    named |= {(".ci/run", word) for word in WORD.findall(texts[".ci/run"])}
+
+    assert {(path, word) for path, word in named if word not in dev.WORDS} == set()
+
+
+def test_the_contributors_page_names_every_word_of_dev(texts: dict[str, str], dev: ModuleType) -> None:
+    assert set(dev.WORDS) - set(WORD.findall(texts["CONTRIBUTING.md"])) == set()
+    assert [word for word in dev.WORDS if not re.search(rf"^  {word}\b", dev.USAGE, re.MULTILINE)] == []
+
+
+def test_the_first_screen_of_the_readme_names_the_two_commands(texts: dict[str, str]) -> None:
+    screen = "\n".join(texts["README.md"].splitlines()[:FIRST_SCREEN_LINES])
+
+    assert WORD.findall(commands(screen))[:2] == ["demo", "test"]
+
+
+def test_ci_runs_the_checks_and_then_the_tests_as_the_readme_names_them(texts: dict[str, str]) -> None:
+    readme = commands(texts["README.md"])
+    ran = re.findall(r"^ *(?:\w+=\S+ )?(\./dev [^\n]*)$", texts[".ci/run"], re.MULTILINE)
+
+    assert re.search(r"^\./dev test +#", readme, re.MULTILINE)
+    assert ran[:2] == ["./dev check", "./dev test"]
+    assert all(command.startswith("./dev test ") for command in ran[2:])
+
+
+def test_the_scripts_are_executable_and_ci_parses(root: Path) -> None:
+    assert (root / "dev").stat().st_mode & 0o111
+    assert (root / ".ci" / "run").stat().st_mode & 0o111
+    assert subprocess.run(["bash", "-n", root / ".ci" / "run"], check=False).returncode == 0
