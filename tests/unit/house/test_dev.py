@@ -27,9 +27,8 @@ class Checkout:
     venv_usable: bool = False
 
     def pip_runs(self) -> list[str]:
-        return [
-            command[-1].removeprefix(f"{self.root}/requirements/") for command in self.ran if "pip" in command
-        ]
+        installed = (command[-1] for command in self.ran if "pip" in command)
+        return [name.removeprefix(f"{self.root}/requirements/") for name in installed]
 
     def venvs_made(self) -> int:
         return sum("venv" in command for command in self.ran)
@@ -197,9 +196,7 @@ def test_two_installers_do_not_meet_and_the_second_finds_the_work_done(
 def started(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that the script has turned into."""
     commands: list[list[str]] = []
-    monkeypatch.setattr(
-        checkout.dev, "become", lambda *command: commands.append([str(part) for part in command])
-    )
+    monkeypatch.setattr(checkout.dev, "become", lambda *command: commands.append(list(command)))
     return commands
 
 
