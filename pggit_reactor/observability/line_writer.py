@@ -22,6 +22,10 @@ _PIECE_BYTES: Final = select.PIPE_BUF
 class LineSink(Protocol):
     """Takes whole lines."""
 
+    @property
+    def dropped(self) -> int:
+        """Lines lost since the last that was written."""
+
     def write_line(self, line: str) -> None:
         """Write *line*, which has no line end."""
 
@@ -36,8 +40,12 @@ class LineWriter:
         self._room.register(self._descriptor, select.POLLOUT)
         self._stalled = False
         self._torn = False
-        self.dropped = 0
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
         """Lines lost since the last that was written."""
+        return self._dropped
 
     def write_line(self, line: str) -> None:
         """Write *line*, or drop it where nobody reads; never raises for what the reader does."""
@@ -46,10 +54,10 @@ class LineWriter:
             if self._torn:
                 octets = b"\n" + octets
             if self._write(octets):
-                self.dropped = 0
+                self._dropped = 0
                 self._torn = False
             else:
-                self.dropped += 1
+                self._dropped += 1
 
     def _write(self, octets: bytes) -> bool:
         for start in range(0, len(octets), _PIECE_BYTES):

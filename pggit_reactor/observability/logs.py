@@ -36,7 +36,10 @@ LIBRARY_LEVEL: Final = logging.WARNING
 
 
 def get_logger(room: str) -> Logger:
-    """Return the logger of *room*; it follows `configure_logging`, before or after."""
+    """Return the logger of *room*; it follows `configure_logging`, before or after.
+
+    Where a switched-off debug event must cost 0.3 microseconds instead of 3, ``bind()`` it once, after that.
+    """
     return cast("Logger", structlog.get_logger(room=room))
 
 

@@ -33,7 +33,7 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     # A line of a key file (DESIGN 7): ID:base64:... or ID:passphrase:..., the latter may hold blanks.
     (re.compile(r"(:base64:)[^\s,]{1,256}"), rf"\1{MASK}"),
     (re.compile(r"(:passphrase:)[^\n,]{1,256}"), rf"\1{MASK}"),
-    (re.compile(r"eyJ[\w-]{4,4096}\.[\w-]{4,4096}\.[\w-]{0,1024}"), MASK),
+    (re.compile(r"\beyJ[\w-]{4,4096}\.[\w-]{4,4096}\.[\w-]{0,1024}"), MASK),
     (re.compile(r"\b(v1,)[A-Za-z0-9+/]{43}="), rf"\1{MASK}"),
     (re.compile(r"\b(sha256=)[0-9a-f]{64}"), rf"\1{MASK}"),
     # The path of a webhook's URL often is its password. Ours are https; http is only ever our own loopback.
