@@ -64,7 +64,7 @@ class EgressRules:
     def parse(
         cls, *, ports: str = str(PORT_DEFAULT), allow: str = "", deny: str = "", unsafe_allow: str = ""
     ) -> EgressRules:
-        """Return the rules that the texts of the four settings mean; `ConfigurationError` at the first bad."""
+        """Return the rules that the texts of the four settings mean; `ConfigurationError` if one is bad."""
         return cls(
             ports=parse_ports(ports),
             allow=parse_networks(allow, setting="egress.allow"),
