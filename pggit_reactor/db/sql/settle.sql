@@ -8,10 +8,10 @@ WITH outcome AS MATERIALIZED (
     FROM unnest(
         %(delivery_ids)s::bigint[], %(lease_tokens)s::bigint[], %(statuses)s::text[], %(delay_seconds)s::float8[],
         %(retry_steps)s::integer[], %(crash_steps)s::integer[], %(attempts)s::boolean[], %(http_statuses)s::integer[],
-        %(elapsed_ms)s::float8[], %(errors)s::text[], %(failed_reasons)s::text[], %(uids)s::uuid[], %(disables)s::boolean[]
+        %(elapsed_ms)s::float8[], %(errors)s::text[], %(excerpts)s::text[], %(failed_reasons)s::text[], %(uids)s::uuid[], %(disables)s::boolean[]
     ) WITH ORDINALITY AS o (
         delivery_id, lease_token, status, delay_seconds, retry_step, crash_step, attempted, http_status, elapsed_ms,
-        error, failed_reason, uid, disable, number)
+        error, excerpt, failed_reason, uid, disable, number)
 ),
 mine AS MATERIALIZED (
     SELECT o.*
@@ -30,7 +30,7 @@ settled AS (
         attempted_at = CASE WHEN o.attempted THEN now() ELSE q.attempted_at END,
         delivered_at = CASE WHEN o.status = 'delivered' THEN now() ELSE q.delivered_at END,
         last_status = CASE WHEN o.attempted THEN o.http_status ELSE q.last_status END,
-        last_error = o.error,
+        last_error = o.error || coalesce(': ' || o.excerpt, ''),
         failed_reason = o.failed_reason,
         lease_token = NULL,
         lease_expires_at = NULL,

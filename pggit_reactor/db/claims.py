@@ -1,0 +1,160 @@
+"""Claims ready deliveries under a lease, and finds out which webhooks have any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import attrs
+
+from pggit_reactor.core.delivery_uid import delivery_uid
+from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, LeaseToken, State, WebhookId
+from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.statements import statements
+
+INLINE_BODY_BYTES_MAX: Final = 65_536
+"""Larger bodies do not come with the claim: they are fetched one by one under the byte budget."""
+UNKNOWN_ROWS_A_BATCH: Final = 500
+
+_SQL = statements("claim")
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """What one claim statement brought."""
+
+    deliveries: tuple[ClaimedDelivery, ...]
+    next_due_seconds: Mapping[WebhookId, float | None]
+    """For each webhook that may be sent to: seconds until its next row that is not yet due, within a day. A webhook
+    that is missing is unregistered, paused, disabled or blocked."""
+    taken_over: int
+    """Rows whose earlier lease had run out."""
+
+
+async def claim(
+    connection: TrioConnection,
+    budgets: Mapping[WebhookId, int],
+    *,
+    lease_token: LeaseToken,
+    lease_seconds: float,
+    instance: str,
+) -> Claim:
+    """Claim at most the budget of each webhook; the lease is the larger of *lease_seconds* and the webhook's attempt
+    timeout plus 3 s."""
+    cursor = await connection.execute(
+        _SQL["claim"],
+        {
+            "webhook_ids": list(budgets.keys()),
+            "budgets": list(budgets.values()),
+            "lease_seconds": lease_seconds,
+            "lease_token": lease_token,
+            "instance": instance,
+            "inline_bytes": INLINE_BODY_BYTES_MAX,
+        },
+        prepare=True,
+    )
+    deliveries: list[ClaimedDelivery] = []
+    next_due: dict[WebhookId, float | None] = {}
+    taken_over = 0
+    for row in await cursor.fetchall():
+        if row[1] is None:
+            next_due[row[0]] = row[18]
+            continue
+        taken_over += row[17]
+        deliveries.append(
+            ClaimedDelivery(
+                webhook_id=row[0],
+                delivery_id=row[1],
+                uid=delivery_uid(row[1], row[2]),
+                webhook_revision=row[3],
+                lease_token=lease_token,
+                state=State(row[4]),
+                body=None if row[5] is None else row[5].encode(),
+                body_bytes=row[6],
+                retry_count=row[7],
+                max_retries=row[8],
+                attempt_count=row[9],
+                crash_count=row[10],
+                age_seconds=row[11],
+                waited_seconds=row[12],
+                expired=row[13],
+                headers_json=row[14],
+                event_type=row[15],
+                traceparent=row[16],
+            )
+        )
+    return Claim(deliveries=tuple(deliveries), next_due_seconds=next_due, taken_over=taken_over)
+
+
+async def release(connection: TrioConnection, deliveries: Sequence[ClaimedDelivery]) -> int:
+    """Give back claims that were not sent, as far as they are still ours; return how many."""
+    if not deliveries:
+        return 0
+    cursor = await connection.execute(
+        _SQL["release"],
+        {
+            "delivery_ids": [delivery.delivery_id for delivery in deliveries],
+            "lease_tokens": [delivery.lease_token for delivery in deliveries],
+        },
+    )
+    return cursor.rowcount
+
+
+async def fetch_body(connection: TrioConnection, delivery: ClaimedDelivery) -> bytes | None:
+    """Return the payload's text in UTF-8, or None where the lease is no longer ours."""
+    cursor = await connection.execute(
+        _SQL["body"], {"delivery_id": delivery.delivery_id, "lease_token": delivery.lease_token}
+    )
+    row = await cursor.fetchone()
+    return None if row is None else row[0].encode()
+
+
+async def discover(connection: TrioConnection) -> list[WebhookId]:
+    """Return the registered, unblocked webhooks that have a row which is due and not leased."""
+    cursor = await connection.execute(_SQL["discover_limited"], prepare=True)
+    return [row[0] for row in await cursor.fetchall()]
+
+
+async def adopt_unknown(connection: TrioConnection) -> int:
+    """Give ids that the queue holds and no limit row knows one, blocked unless registered; return how many."""
+    cursor = await connection.execute(_SQL["adopt_unknown"])
+    return cursor.rowcount
+
+
+async def end_unknown(connection: TrioConnection, *, hold_seconds: float) -> int:
+    """Make dead what waited longer than its hold for a webhook that nobody registered; return how many, at most
+    `UNKNOWN_ROWS_A_BATCH`."""
+    cursor = await connection.execute(
+        _SQL["end_unknown"], {"hold_seconds": hold_seconds, "rows_max": UNKNOWN_ROWS_A_BATCH}
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def prune_limits(connection: TrioConnection) -> int:
+    """Remove the limit rows of unregistered ids that nothing waits for; return how many."""
+    cursor = await connection.execute(_SQL["prune_limits"])
+    return cursor.rowcount
+
+
+def ids_of(hint: str) -> list[WebhookId]:
+    """Return the webhook ids of a notification's payload; empty for "look yourself" and for nonsense."""
+    try:
+        return [WebhookId(int(word)) for word in hint.split(",")]
+    except ValueError:
+        return []
+
+
+__all__ = [
+    "Claim",
+    "DeliveryId",
+    "adopt_unknown",
+    "claim",
+    "discover",
+    "end_unknown",
+    "fetch_body",
+    "ids_of",
+    "prune_limits",
+    "release",
+]

@@ -1,0 +1,114 @@
+"""Writes the outcomes of attempts: queue row, log, audit, health and a webhook that is gone, in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, State, WebhookId
+from pggit_reactor.core.outcomes import Decision
+from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.statements import statements
+
+_SQL = statements("settle")
+
+
+@attrs.frozen(kw_only=True)
+class Settlement:
+    """What is to be written about one claimed delivery."""
+
+    delivery_id: DeliveryId
+    lease_token: int
+    webhook_id: WebhookId
+    uid: str
+    decision: Decision
+    attempted: bool
+    """False where the row ended without a request: expired, crashed too often."""
+    http_status: int | None = None
+    """0 where there was no answer; None where there was no attempt."""
+    elapsed_seconds: float = 0.0
+    error: str | None = None
+    """For people; no secret, no path, no control characters."""
+    excerpt: str | None = attrs.field(default=None, repr=False)
+    """What the receiver said, for `last_error` alone: log and audit do not hold a stranger's text."""
+
+    @classmethod
+    def of(cls, delivery: ClaimedDelivery, decision: Decision, *, attempted: bool, **details: object) -> Settlement:
+        """Build the settlement of *delivery*."""
+        return cls(
+            delivery_id=delivery.delivery_id,
+            lease_token=delivery.lease_token,
+            webhook_id=delivery.webhook_id,
+            uid=delivery.uid,
+            decision=decision,
+            attempted=attempted,
+            **details,  # type: ignore[arg-type]  # the fields above, checked by attrs
+        )
+
+
+@attrs.frozen(kw_only=True)
+class SettleReport:
+    """What became of a batch."""
+
+    settled: tuple[Settlement, ...]
+    locked: tuple[Settlement, ...]
+    """Somebody holds the row locked: keep them and try again."""
+    fenced: tuple[Settlement, ...]
+    """The row has another lease, was settled by somebody else or was deleted: nothing was written, nor will be."""
+
+
+async def settle(connection: TrioConnection, batch: Sequence[Settlement], *, worker_id: str) -> SettleReport:
+    """Write *batch* in one transaction.
+
+    Raises `RowLockedError` when a webhook's shared row is held for longer than the lock timeout, and
+    `DatabaseUnavailableError` when it is not known whether the batch was written: writing it again is safe, since
+    rows that were written have another token.
+    """
+    cursor = await connection.execute(_SQL["settle"], _parameters(batch, worker_id), prepare=True)
+    done = {row[0] for row in await cursor.fetchall()}
+    if len(done) == len(batch):
+        return SettleReport(settled=tuple(batch), locked=(), fenced=())
+    passed_over = [item for item in batch if item.delivery_id not in done]
+    ours = await _still_ours(connection, passed_over)
+    return SettleReport(
+        settled=tuple(item for item in batch if item.delivery_id in done),
+        locked=tuple(item for item in passed_over if item.delivery_id in ours),
+        fenced=tuple(item for item in passed_over if item.delivery_id not in ours),
+    )
+
+
+async def _still_ours(connection: TrioConnection, batch: Sequence[Settlement]) -> set[int]:
+    cursor = await connection.execute(
+        _SQL["unsettled"],
+        {
+            "delivery_ids": [item.delivery_id for item in batch],
+            "lease_tokens": [item.lease_token for item in batch],
+        },
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
+def _parameters(batch: Sequence[Settlement], worker_id: str) -> dict[str, object]:
+    decisions = [item.decision for item in batch]
+    return {
+        "worker_id": worker_id,
+        "delivery_ids": [item.delivery_id for item in batch],
+        "lease_tokens": [item.lease_token for item in batch],
+        "statuses": [decision.state.value for decision in decisions],
+        "delay_seconds": [
+            decision.delay_seconds if decision.state is State.RETRYING else None for decision in decisions
+        ],
+        "retry_steps": [int(decision.counts_retry) for decision in decisions],
+        "crash_steps": [int(decision.counts_crash) for decision in decisions],
+        "attempts": [item.attempted for item in batch],
+        "http_statuses": [item.http_status for item in batch],
+        "elapsed_ms": [item.elapsed_seconds * 1000 for item in batch],
+        "errors": [item.error for item in batch],
+        "excerpts": [item.excerpt for item in batch],
+        "failed_reasons": [
+            None if decision.failed_reason is None else decision.failed_reason.value for decision in decisions
+        ],
+        "uids": [item.uid for item in batch],
+        "disables": [decision.disable_webhook for decision in decisions],
+    }

@@ -1,0 +1,90 @@
+"""What a worker says of itself to the database, and the figures it reads for its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+
+from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.statements import statements
+
+FIGURES_ROWS_MAX: Final = 20_000
+"""Depths are counted up to here; what is deeper reads as this many."""
+
+_SQL = statements("workers")
+
+
+@attrs.frozen(kw_only=True)
+class WorkerIdentity:
+    """Who a worker is."""
+
+    instance: str
+    """Unique to this process; what `leased_by` holds."""
+    worker_id: str
+    version: str
+    host: str
+    pid: int
+    capacity: int
+
+
+@attrs.frozen(kw_only=True)
+class Figures:
+    """What a scrape wants to know of the database."""
+
+    depth: Mapping[str, int]
+    oldest_age_seconds: Mapping[str, float]
+    notification_queue_usage: float
+    paused_unopenable: int
+    unknown_webhook_rows: int
+
+
+async def heartbeat(
+    connection: TrioConnection, identity: WorkerIdentity, *, state: str, in_flight: int
+) -> float:
+    """Say that the worker lives; return the database's time in Unix seconds."""
+    cursor = await connection.execute(
+        _SQL["heartbeat"],
+        {
+            "instance": identity.instance,
+            "worker_id": identity.worker_id,
+            "version": identity.version,
+            "host": identity.host,
+            "pid": identity.pid,
+            "capacity": identity.capacity,
+            "state": state,
+            "in_flight": in_flight,
+        },
+        prepare=True,
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return float(row[0])
+
+
+async def forget_silent_workers(connection: TrioConnection) -> int:
+    """Remove workers that were not heard for a day; return how many."""
+    return (await connection.execute(_SQL["forget_silent_workers"])).rowcount
+
+
+async def add_audit_partitions(connection: TrioConnection) -> int:
+    """Keep audit partitions ahead of the sequence; return how many were added."""
+    row = await (await connection.execute(_SQL["add_audit_partitions"])).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def read_figures(connection: TrioConnection) -> Figures:
+    """Read what the gauges that come from the database show."""
+    bound = {"rows_max": FIGURES_ROWS_MAX}
+    rows = await (await connection.execute(_SQL["queue_figures"], bound, prepare=True)).fetchall()
+    side = await (await connection.execute(_SQL["side_figures"], bound, prepare=True)).fetchone()
+    assert side is not None
+    return Figures(
+        depth={row[0]: row[1] for row in rows},
+        oldest_age_seconds={row[0]: row[2] for row in rows},
+        notification_queue_usage=side[0],
+        paused_unopenable=side[1],
+        unknown_webhook_rows=side[2],
+    )
