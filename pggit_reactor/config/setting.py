@@ -143,6 +143,7 @@ _DSN_PAIR: Final = re.compile(
     r"\s*[A-Za-z_][A-Za-z0-9_]*\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?=\s|$)",
     re.DOTALL,
 )
+_URL_PASSWORD: Final = re.compile(r"[a-z]+://[^/@]*:[^/]*@")
 _HOST: Final = re.compile(r"[0-9A-Za-z_.:%-]{1,255}")
 WORKER_ID_CHARACTERS_MAX: Final = 128
 
@@ -163,6 +164,11 @@ def dsn_complaint(text: str) -> str | None:
             return f"is neither an URL nor a list of KEY=VALUE; {right}"
         position = pair.end()
     return None if position else f"is empty; {right}"
+
+
+def dsn_has_password(text: str) -> bool:
+    """Tell whether a connection text seems to hold a password; rather yes than no."""
+    return _URL_PASSWORD.match(text) is not None or "password" in text.lower()
 
 
 def host_complaint(text: str) -> str | None:

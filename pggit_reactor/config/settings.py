@@ -12,7 +12,15 @@ from typing import Final
 
 import attrs
 
-from pggit_reactor.config.setting import about, dsn_complaint, host_complaint, judge, worker_id_complaint
+from pggit_reactor.config.setting import (
+    Check,
+    about,
+    dsn_complaint,
+    host_complaint,
+    judge,
+    worker_id_complaint,
+)
+from pggit_reactor.core.egress import EgressRules
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.errors import ConfigurationError
 
@@ -20,7 +28,7 @@ LEASE_MARGIN_SECONDS: Final = 3.0
 """A lease is at least this much longer than an attempt, so that no attempt outlives its lease (DESIGN 4)."""
 ATTEMPT_TIMEOUT_SECONDS_MAX: Final = 20.0
 BACKOFF_CAP_SECONDS: Final = 1800.0
-_BODY_BYTES_MAX: Final = 268_435_456  # More than PostgreSQL can hold in one jsonb value.
+_BODY_BYTES_MAX: Final = 16_777_216  # As the column pggit.webhook.max_body_bytes.
 _DAY_SECONDS: Final = 86_400.0
 
 
@@ -44,6 +52,17 @@ class LogFormat(StrEnum):
 
 def _dsn_secret_complaint(value: Secret[str]) -> str | None:
     return dsn_complaint(value.reveal())
+
+
+def _egress_check(name: str) -> Check:
+    def complaint(text: str) -> str | None:
+        try:
+            EgressRules.parse(**{name: text})
+        except ConfigurationError as exc:
+            return str(exc).removeprefix(f"egress.{name} ")
+        return None
+
+    return complaint
 
 
 @attrs.frozen(kw_only=True)
@@ -224,7 +243,7 @@ class DeliverySettings:
 
 @attrs.frozen(kw_only=True)
 class EgressSettings:
-    """Where requests may go. The texts are read by `pggit_reactor.core.url_policy.EgressRules`."""
+    """Where requests may go. The texts are those of `pggit_reactor.core.egress`."""
 
     ports: str = attrs.field(
         default="443",
@@ -232,6 +251,8 @@ class EgressSettings:
         metadata=about(
             "egress.ports",
             "Ports that webhooks may have.",
+            entries=True,
+            check=_egress_check("ports"),
         ),
     )
     allow: str = attrs.field(
@@ -241,6 +262,7 @@ class EgressSettings:
             "egress.allow",
             "Networks that webhooks must lie in, where set.",
             entries=True,
+            check=_egress_check("allow"),
             default_text="any public network",
         ),
     )
@@ -251,6 +273,7 @@ class EgressSettings:
             "egress.deny",
             "Networks that webhooks may not lie in.",
             entries=True,
+            check=_egress_check("deny"),
             default_text="none",
         ),
     )
@@ -261,9 +284,17 @@ class EgressSettings:
             "egress.unsafe_allow",
             "Tests and private receivers: NETWORK:PORT or NETWORK:*, such as 127.0.0.0/8:*,[::1]:*.",
             entries=True,
+            check=_egress_check("unsafe_allow"),
             default_text="none",
         ),
     )
+
+    def rules(self) -> EgressRules:
+        """Return the texts as the rules that they mean; cannot fail, for each text was judged when it was
+        set."""
+        return EgressRules.parse(
+            ports=self.ports, allow=self.allow, deny=self.deny, unsafe_allow=self.unsafe_allow
+        )
 
 
 @attrs.frozen(kw_only=True)
