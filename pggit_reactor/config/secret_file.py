@@ -83,6 +83,9 @@ def _read(path: Path) -> bytes:
             octets = file.read(SECRET_FILE_BYTES_MAX + 1)
     except OSError as exc:
         raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
+    except ValueError:
+        # A NUL, or a character that no file name can hold.
+        raise ConfigurationError(f"{str(path)!r} is not a path") from None
     if len(octets) > SECRET_FILE_BYTES_MAX:
         raise ConfigurationError(
             f"{path} is larger than {SECRET_FILE_BYTES_MAX} bytes: it is no secret of ours"

@@ -106,6 +106,12 @@ def test_what_is_no_file_is_an_error_of_configuration(tmp_path, name):
         read_secret_file(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_a_name_that_no_file_can_have_is_an_error_of_configuration(tmp_path, name):
+    with pytest.raises(ConfigurationError, match="is not a path"):
+        read_secret_file(tmp_path / name)
+
+
 def test_a_written_secret_is_its_owners_alone_whatever_the_mask(tmp_path):
     before = os.umask(0)
     try:
