@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from types import TracebackType
-from typing import Any, Final, Never, Self, TypeVar, cast
+from typing import Any, Final, Never, Self, TypeVar
 
 import psycopg
 import trio
@@ -175,6 +175,11 @@ class TrioConnection(AsyncConnection[TupleRow]):
             trio.lowlevel.notify_closing(self.pgconn.socket)
         self.pgconn.finish()
 
+    def _check_connection_ok(self) -> None:
+        # psycopg asks this before it makes a cursor or sends a command.
+        if self.pgconn.status == _BAD:
+            raise DatabaseUnavailableError("the connection is closed")
+
     async def close(self) -> None:
         """Close the connection, even when cancelled."""
         self.close_now()
@@ -198,8 +203,7 @@ class TrioConnection(AsyncConnection[TupleRow]):
 
         *prepare* True prepares it on first use, False never, None after five uses.
         """
-        cursor = cast("TrioCursor", self.cursor(binary=binary))
-        return await cursor.execute(query, params, prepare=prepare)
+        return await TrioCursor(self).execute(query, params, prepare=prepare, binary=binary or None)
 
     async def commit(self) -> None:
         """Commit; as for `transaction`, it either happened or raises."""
