@@ -34,7 +34,9 @@ class Settlement:
     """What the receiver said, for `last_error` alone: log and audit do not hold a stranger's text."""
 
     @classmethod
-    def of(cls, delivery: ClaimedDelivery, decision: Decision, *, attempted: bool, **details: object) -> Settlement:
+    def of(
+        cls, delivery: ClaimedDelivery, decision: Decision, *, attempted: bool, **details: object
+    ) -> Settlement:
         """Build the settlement of *delivery*."""
         return cls(
             delivery_id=delivery.delivery_id,

@@ -10,7 +10,7 @@ import re
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import LiteralString, cast
+from typing import LiteralString
 
 _HEAD = re.compile(r"^-- name: ([a-z][a-z0-9_]*)\s*$", re.MULTILINE)
 
@@ -33,4 +33,4 @@ def statements(subject: str) -> MappingProxyType[str, LiteralString]:
 def _bare(body: str) -> LiteralString:
     # The files are ours and shipped with the package, which is what LiteralString asks for.
     lines = (line for line in body.splitlines() if not line.lstrip().startswith("--"))
-    return cast(LiteralString, "\n".join(lines).strip().removesuffix(";"))
+    return "\n".join(lines).strip().removesuffix(";")  # type: ignore[return-value]

@@ -33,7 +33,9 @@ def headers_place(webhook_id: int) -> Place:
 
 def secret_place(webhook_id: int, version: int) -> Place:
     """Where a version of a webhook's signing secret belongs."""
-    return Place(schema="pggit", table="webhook_secret", column="sealed_secret", row=f"{webhook_id}:{version}")
+    return Place(
+        schema="pggit", table="webhook_secret", column="sealed_secret", row=f"{webhook_id}:{version}"
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -54,7 +56,11 @@ class WebhookDefaults:
 
 
 async def load_webhooks(
-    connection: TrioConnection, webhook_ids: Collection[WebhookId], *, sealer: Sealer, defaults: WebhookDefaults
+    connection: TrioConnection,
+    webhook_ids: Collection[WebhookId],
+    *,
+    sealer: Sealer,
+    defaults: WebhookDefaults,
 ) -> list[Webhook | UnopenableWebhook]:
     """Return those of *webhook_ids* that are registered, opened for sending."""
     cursor = await connection.execute(_SQL["load"], {"webhook_ids": list(webhook_ids)})
@@ -93,7 +99,9 @@ async def _opened(
             for version, sealed in zip(versions or (), sealed_secrets or (), strict=True)
         ]
     except SealError as error:
-        return UnopenableWebhook(webhook_id=webhook_id, revision=revision, reason=f"{UNOPENABLE} it: {error}"[:500])
+        return UnopenableWebhook(
+            webhook_id=webhook_id, revision=revision, reason=f"{UNOPENABLE} it: {error}"[:500]
+        )
     return Webhook(
         webhook_id=webhook_id,
         name=name,

@@ -63,6 +63,13 @@ async def heartbeat(
     return float(row[0])
 
 
+async def try_chores_lock(connection: TrioConnection) -> bool:
+    """Take the lock of the singleton chores until the end of this transaction; False where another worker has it."""
+    row = await (await connection.execute(_SQL["try_chores_lock"])).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
 async def forget_silent_workers(connection: TrioConnection) -> int:
     """Remove workers that were not heard for a day; return how many."""
     return (await connection.execute(_SQL["forget_silent_workers"])).rowcount

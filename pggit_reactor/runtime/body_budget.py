@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import trio
 
 
 class BodyBudget:
-    """Counts octets held; small bodies that came with a claim are counted, large ones wait for room."""
+    """Counts octets held. Small bodies that came with a claim are counted, large ones wait for room."""
+
+    __slots__ = ("_bytes_max", "_waiting", "held_bytes")
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._held = 0
-        self._freed = trio.Condition()
-
-    @property
-    def held_bytes(self) -> int:
-        """Octets held now. May exceed the bound by the bodies of one claim."""
-        return self._held
+        self._waiting = trio.lowlevel.ParkingLot()
+        self.held_bytes = 0
+        """Octets held now. May exceed the bound by the small bodies of one claim."""
 
     @property
     def is_full(self) -> bool:
         """Whether claiming more would be wrong."""
-        return self._held >= self._bytes_max
+        return self.held_bytes >= self._bytes_max or bool(self._waiting)
 
-    @asynccontextmanager
-    async def hold(self, body_bytes: int, *, wait: bool) -> AsyncIterator[None]:
-        """Count *body_bytes* while the block runs; with *wait*, wait for room first. A body larger than the whole
-        bound waits until it is alone."""
-        if wait:
-            async with self._freed:
-                while self._held > 0 and self._held + body_bytes > self._bytes_max:
-                    await self._freed.wait()
-                self._held += body_bytes
-        else:
-            self._held += body_bytes
-        try:
-            yield
-        finally:
-            self._held -= body_bytes
-            with trio.CancelScope(shield=True):  # Bounded: taking an uncontended lock, and no wait inside it.
-                async with self._freed:
-                    self._freed.notify_all()
+    def take(self, body_bytes: int) -> None:
+        """Count a body that is here already."""
+        self.held_bytes += body_bytes
+
+    async def wait_and_take(self, body_bytes: int) -> None:
+        """Wait until there is room for a body, then count it. One larger than the bound waits until it is alone."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self.held_bytes > 0 and self.held_bytes + body_bytes > self._bytes_max:
+            await self._waiting.park()
+        self.held_bytes += body_bytes
+
+    def give_back(self, body_bytes: int) -> None:
+        """Count a body out; never waits."""
+        self.held_bytes -= body_bytes
+        if self._waiting:
+            self._waiting.unpark_all()

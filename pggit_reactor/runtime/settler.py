@@ -17,7 +17,12 @@ from pggit_reactor.core.model import WebhookId
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.db.settle import Settlement, SettleReport, settle
-from pggit_reactor.errors import DatabaseError, DatabaseUnavailableError, ReadOnlyDatabaseError, RowLockedError
+from pggit_reactor.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    ReadOnlyDatabaseError,
+    RowLockedError,
+)
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.wake import Wake
@@ -137,7 +142,9 @@ class Settler:
         for item in report.locked:
             self._held[item.webhook_id].append(item)
         if report.locked:
-            _log.warning("rows_locked_by_others", webhook_ids=sorted({item.webhook_id for item in report.locked}))
+            _log.warning(
+                "rows_locked_by_others", webhook_ids=sorted({item.webhook_id for item in report.locked})
+            )
         self._recovered()
         self._on_report(report)
 
@@ -176,7 +183,10 @@ class Settler:
                     return
                 self._metrics.settle_failed()
                 _log.error(
-                    "settlement_refused", delivery_id=item.delivery_id, sqlstate=error.sqlstate, reason=str(error)
+                    "settlement_refused",
+                    delivery_id=item.delivery_id,
+                    sqlstate=error.sqlstate,
+                    reason=str(error),
                 )
             else:
                 self._done(report)

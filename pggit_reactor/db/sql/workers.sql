@@ -6,6 +6,10 @@ ON CONFLICT (instance) DO UPDATE
 SET heartbeat_at = clock_timestamp(), state = excluded.state, in_flight = excluded.in_flight
 RETURNING extract(epoch FROM clock_timestamp())::float8;
 
+-- name: try_chores_lock
+-- One worker at a time does the chores; the lock ends with the transaction, so no pooler can grant it twice.
+SELECT pg_try_advisory_xact_lock(hashtextextended('pggit_reactor.chores', 0));
+
 -- name: forget_silent_workers
 DELETE FROM pggit.reactor_worker AS r WHERE r.heartbeat_at < now() - interval '1 day';
 
@@ -35,6 +39,3 @@ SELECT
         SELECT FROM pggit.webhook_limit AS l
         JOIN pggit.alert_delivery_queue AS q ON q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
         WHERE l.unknown_since IS NOT NULL LIMIT %(rows_max)s) AS waiting);
-
--- name: schema_versions
-SELECT version, breaking FROM pggit.schema_migration ORDER BY version;

@@ -1,0 +1,129 @@
+"""The composition root: settings in, a running worker out. The only module that knows every room."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+
+import trio
+
+from pggit_reactor import __version__
+from pggit_reactor.config.settings import LogLevel, Settings
+from pggit_reactor.core.secret import Secret
+from pggit_reactor.db.connect import open_connection
+from pggit_reactor.db.keys import verify_keys
+from pggit_reactor.db.migrate import require_current
+from pggit_reactor.db.workers import WorkerIdentity
+from pggit_reactor.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    KeyringError,
+    MigrationError,
+    SchemaTooNewError,
+)
+from pggit_reactor.observability.health import Health
+from pggit_reactor.observability.logs import configure_logging, get_logger
+from pggit_reactor.observability.metrics import Metrics
+from pggit_reactor.runtime.clock import SystemClock
+from pggit_reactor.runtime.signals import open_commands
+from pggit_reactor.runtime.worker import Worker
+from pggit_reactor.security.keyring import Keyring
+from pggit_reactor.security.sealing import Sealer
+
+START_RETRY_SECONDS = 1.0
+
+_log = get_logger("app")
+
+
+def worker_identity(settings: Settings) -> WorkerIdentity:
+    """Return who this process is. The instance is unique even where a worker id is used again after a crash."""
+    worker_id = settings.worker.worker_id
+    return WorkerIdentity(
+        instance=f"{worker_id}#{secrets.token_hex(4)}",
+        worker_id=worker_id,
+        version=__version__,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        capacity=settings.worker.attempts_max,
+    )
+
+
+async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | None = None) -> int:
+    """Run one worker until SIGTERM or SIGINT; return its exit status.
+
+    Raises `ConfigurationError` (a wrong or missing key too) and `SchemaTooNewError` before anything is claimed. A
+    database that does not answer or is not migrated yet is waited for: the worker is healthy, and not ready.
+    *reread* gives the settings anew at SIGHUP; keys and log level follow it.
+    """
+    _configure_logging(settings)
+    keyring = parse_keys(settings)
+    if settings.database.url is None:
+        raise ConfigurationError("no database is set; set PGGIT_REACTOR_DATABASE_URL (or DATABASE_URL)")
+    identity = worker_identity(settings)
+    metrics = Metrics(worker_id=identity.worker_id, version=identity.version)
+    relaxations = settings.egress.rules().unsafe_allow
+    metrics.set_egress_relaxations(len(relaxations))
+    if relaxations:
+        _log.warning("egress_relaxed", setting="egress.unsafe_allow", entries=settings.egress.unsafe_allow)
+
+    async def reload() -> Sealer:
+        fresh = settings if reread is None else reread()
+        _configure_logging(fresh)
+        fresh_keys = parse_keys(fresh)
+        await _check_database(fresh, fresh_keys)
+        return Sealer(fresh_keys)
+
+    with open_commands() as commands:
+        await _wait_for_database(settings, keyring)
+        worker = Worker(
+            settings=settings,
+            identity=identity,
+            sealer=Sealer(keyring),
+            clock=SystemClock(),
+            metrics=metrics,
+            health=Health(),
+            debug=settings.log.level is LogLevel.DEBUG,
+            reload=reload,
+        )
+        return await worker.run(commands)
+
+
+def parse_keys(settings: Settings) -> Keyring:
+    """Return the key ring; `KeyringError` where there is none."""
+    if settings.keys.master_key is None:
+        raise KeyringError(
+            "no master key is set; set PGGIT_REACTOR_MASTER_KEY_FILE to a key file "
+            "(`pggit-reactor key new` prints a key for it)"
+        )
+    return Keyring.parse(settings.keys.master_key)
+
+
+def _configure_logging(settings: Settings) -> None:
+    log_format = settings.log.format.value
+    configure_logging(
+        level=settings.log.level.value,
+        log_format=None if log_format == "auto" else log_format,
+        worker_id=settings.worker.worker_id,
+    )
+
+
+async def _wait_for_database(settings: Settings, keyring: Keyring) -> None:
+    while True:
+        try:
+            await _check_database(settings, keyring)
+        except SchemaTooNewError:
+            raise
+        except (DatabaseUnavailableError, MigrationError) as error:
+            _log.warning("waiting_for_database", reason=str(error))
+        else:
+            return
+        await trio.sleep(START_RETRY_SECONDS)
+
+
+async def _check_database(settings: Settings, keyring: Keyring) -> None:
+    dsn = settings.database.listen_url or settings.database.url or Secret("")
+    async with open_connection(dsn, application_name="pggit-reactor start") as connection:
+        await require_current(connection)
+        await verify_keys(connection, keyring)

@@ -1,0 +1,240 @@
+"""Claims what can be sent now, and nothing else.
+
+One loop owns the claim connection: it wakes at a notification, at the time of a known retry, when a slot gets free, and
+at each poll. After a new connection (a lost one, a failover, a restart of the database) it looks at the whole queue
+before anything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import attrs
+import trio
+
+from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
+from pggit_reactor.db.claims import Claim, adopt_unknown, claim, discover
+from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.lane import Lane
+from pggit_reactor.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    ReadOnlyDatabaseError,
+    RowLockedError,
+)
+from pggit_reactor.observability.logs import get_logger
+from pggit_reactor.observability.metrics import Metrics
+from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.hotset import HotSet
+from pggit_reactor.runtime.wake import Wake
+
+GATHER_SECONDS: Final = 0.002
+"""Under load, a claim waits this long for company: 10 to 30 rows a statement instead of 2."""
+GATHER_IN_FLIGHT_MIN: Final = 24
+"""How many attempts in flight are load."""
+ADOPT_EVERY_SECONDS: Final = 60.0
+ADOPT_CHEAP_SECONDS: Final = 0.02
+TIMER_SLACK_SECONDS: Final = 0.002
+"""A timer fires a little late rather than a little early, when its row would not yet be ready."""
+FAILED_RETRY_SECONDS: Final = 0.25
+
+_log = get_logger("claimer")
+
+
+class Capacity:
+    """How much of this worker is in use; written by the fan-out, read by the claimer."""
+
+    def __init__(self, attempts_max: int) -> None:
+        self.attempts_max = attempts_max
+        self.by_webhook: Counter[WebhookId] = Counter()
+        self.in_flight = 0
+
+    @property
+    def slots(self) -> int:
+        """Attempts that may still begin."""
+        return self.attempts_max - self.in_flight
+
+    def begin(self, webhook_id: WebhookId) -> None:
+        """Count an attempt in."""
+        self.in_flight += 1
+        self.by_webhook[webhook_id] += 1
+
+    def end(self, webhook_id: WebhookId) -> None:
+        """Count it out."""
+        self.in_flight -= 1
+        self.by_webhook[webhook_id] -= 1
+        if not self.by_webhook[webhook_id]:
+            del self.by_webhook[webhook_id]
+
+
+@attrs.frozen(kw_only=True)
+class ClaimTimes:
+    """When a claim happened, on Trio's clock."""
+
+    woken_at: float
+    """When this worker last heard that something was ready."""
+    began_at: float
+    claimed_at: float
+
+
+@attrs.frozen(kw_only=True)
+class Brakes:
+    """What others say about claiming."""
+
+    stopped: Callable[[], bool]
+    """Something is wrong that claiming would make worse: outcomes that cannot be written, bodies over budget."""
+    suspended: Callable[[], frozenset[WebhookId]]
+    concurrency: Callable[[WebhookId], int]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Claimer:
+    """The claiming loop; `hint`, `look_around` and `schedule` may be called by any task of the worker."""
+
+    lane: Lane
+    instance: str
+    lease_seconds: float
+    poll_seconds: float
+    capacity: Capacity
+    brakes: Brakes
+    dispatch: Callable[[Sequence[ClaimedDelivery], ClaimTimes], None]
+    """Takes the claimed deliveries over; must not wait."""
+    metrics: Metrics
+    clock: Clock
+    draining: bool = False
+    _woken_at: float = attrs.field(default=0.0, init=False)
+    _hot: HotSet = attrs.field(factory=HotSet, init=False)
+    _wake: Wake = attrs.field(factory=Wake, init=False)
+    _generation: int = attrs.field(default=0, init=False)
+    _next_poll_at: float = attrs.field(default=-math.inf, init=False)
+    _next_adopt_at: float = attrs.field(default=-math.inf, init=False)
+
+    def hint(self, webhook_ids: Iterable[WebhookId]) -> None:
+        """These may have ready deliveries now."""
+        self._hot.mark(webhook_ids)
+        self._woken_at = trio.current_time()
+        self._wake.set()
+
+    def look_around(self) -> None:
+        """Anything may have become ready: look at the whole queue now."""
+        self._next_poll_at = self._next_adopt_at = -math.inf
+        self._wake.set()
+
+    def schedule(self, webhook_id: WebhookId, seconds: float) -> None:
+        """This webhook will have a ready delivery in *seconds*."""
+        at = trio.current_time() + seconds + TIMER_SLACK_SECONDS
+        earlier = at < self._hot.next_due()
+        self._hot.mark_at(webhook_id, at)
+        if earlier:
+            self._wake.set()
+
+    def slot_freed(self) -> None:
+        """An attempt has ended: if somebody waited for its slot, claim."""
+        if len(self._hot):
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns after the statement that may be under way."""
+        self.draining = True
+        self._wake.set()
+
+    async def run(self, progress: Callable[[], None] = lambda: None) -> None:
+        """Claim until `stop`. Database trouble is waited out; other errors pass."""
+        while not self.draining:
+            progress()
+            try:
+                await self._turn()
+            except (DatabaseUnavailableError, ReadOnlyDatabaseError) as error:
+                _log.warning("claim_failed", reason=str(error))
+            except RowLockedError as error:
+                _log.warning("claim_locked", reason=str(error))
+            except DatabaseError as error:
+                _log.error("claim_failed", reason=str(error), sqlstate=error.sqlstate)
+                await trio.sleep(FAILED_RETRY_SECONDS)
+
+    async def _turn(self) -> None:
+        now = trio.current_time()
+        if self._hot.promote(now):
+            self.metrics.woken("timer")
+        if now >= self._next_poll_at and not self.brakes.stopped():
+            await self._poll()
+        budgets = self._plan()
+        if budgets:
+            await self._claim(budgets)
+            return
+        with trio.move_on_at(min(self._next_poll_at, self._hot.next_due())):
+            await self._wake.wait()
+            await self._gather()
+
+    async def _gather(self) -> None:
+        if self.capacity.in_flight >= GATHER_IN_FLIGHT_MIN:
+            await trio.sleep(GATHER_SECONDS)
+
+    def _plan(self) -> dict[WebhookId, int]:
+        if self.draining or self.brakes.stopped() or not len(self._hot):
+            return {}
+        return self._hot.take(
+            slots=self.capacity.slots,
+            in_flight=self.capacity.by_webhook,
+            concurrency=self.brakes.concurrency,
+            suspended=self.brakes.suspended(),
+        )
+
+    async def _poll(self) -> None:
+        self._next_poll_at = trio.current_time() + self.poll_seconds
+        async with self.lane.use() as connection:
+            await self._look(connection)
+
+    async def _look(self, connection: TrioConnection) -> None:
+        began = trio.current_time()
+        if began >= self._next_adopt_at or self.lane.generation != self._generation:
+            adopted = await adopt_unknown(connection)
+            now = trio.current_time()
+            # Cheap with few webhooks, then at each poll; seldom where it has many ids to walk.
+            self._next_adopt_at = now + (0 if now - began < ADOPT_CHEAP_SECONDS else ADOPT_EVERY_SECONDS)
+            self._generation = self.lane.generation
+            if adopted:
+                _log.info("webhook_ids_adopted", count=adopted)
+        found = await discover(connection)
+        if found:
+            self.metrics.woken("poll")
+        self._hot.mark(found)
+
+    async def _claim(self, budgets: dict[WebhookId, int]) -> None:
+        token = LeaseToken(self.clock.random_token())
+        try:
+            async with self.lane.use() as connection:
+                if self.lane.generation != self._generation:
+                    await self._look(connection)
+                began = trio.current_time()
+                claimed = await claim(
+                    connection,
+                    budgets,
+                    lease_token=token,
+                    lease_seconds=self.lease_seconds,
+                    instance=self.instance,
+                )
+        except BaseException:
+            # Whether it was committed is unknown: then its rows come back when their lease has run out.
+            self._hot.mark(budgets)
+            raise
+        self._after(claimed, budgets, began)
+
+    def _after(self, claimed: Claim, budgets: dict[WebhookId, int], began: float) -> None:
+        now = trio.current_time()
+        self.metrics.claimed(rows=len(claimed.deliveries), seconds=now - began)
+        if claimed.taken_over:
+            self.metrics.lease_expired(claimed.taken_over)
+            _log.warning("expired_leases_taken_over", count=claimed.taken_over)
+        got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
+        self._hot.mark(webhook_id for webhook_id, budget in budgets.items() if got[webhook_id] >= budget)
+        for webhook_id, seconds in claimed.next_due_seconds.items():
+            if seconds is not None:
+                self._hot.mark_at(webhook_id, now + seconds + TIMER_SLACK_SECONDS)
+        if claimed.deliveries:
+            self.dispatch(
+                claimed.deliveries, ClaimTimes(woken_at=self._woken_at, began_at=began, claimed_at=now)
+            )

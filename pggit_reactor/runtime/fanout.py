@@ -1,0 +1,177 @@
+"""Claimed deliveries in, settlements out: one task an attempt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import attrs
+import trio
+
+from pggit_reactor.core.backoff import Backoff
+from pggit_reactor.core.model import ClaimedDelivery, Webhook, WebhookId
+from pggit_reactor.db.claims import fetch_body, release
+from pggit_reactor.db.lane import Lane
+from pggit_reactor.db.settle import Settlement
+from pggit_reactor.errors import DatabaseError
+from pggit_reactor.observability.logs import get_logger
+from pggit_reactor.observability.metrics import Metrics
+from pggit_reactor.runtime.attempt import Attempt, Send, attempt, crashed, unsent
+from pggit_reactor.runtime.body_budget import BodyBudget
+from pggit_reactor.runtime.claimer import Capacity, ClaimTimes
+from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.webhook_book import WebhookBook
+
+START_SECONDS_MAX: Final = 2.0
+"""A claim that has not started by then goes back: its lease covers the attempt and 3 s, no more."""
+GIVE_BACK_SECONDS_MAX: Final = 2.0
+
+_log = get_logger("fanout")
+
+
+@attrs.frozen(kw_only=True)
+class Finished:
+    """An attempt with what a timeline needs; times are Trio's."""
+
+    delivery: ClaimedDelivery
+    attempt: Attempt
+    times: ClaimTimes
+    started_at: float
+
+
+@attrs.define(eq=False, kw_only=True)
+class FanOut:
+    """Starts attempts in *nursery* and hands their settlements on."""
+
+    nursery: trio.Nursery
+    send: Send
+    book: WebhookBook
+    side_lane: Lane
+    capacity: Capacity
+    bodies: BodyBudget
+    backoff: Backoff
+    clock: Clock
+    metrics: Metrics
+    settle: Callable[[Settlement], None]
+    slot_freed: Callable[[], None]
+    on_finished: Callable[[Finished], None] = lambda _: None
+    draining: bool = False
+    _idle: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _running: dict[int, ClaimedDelivery] = attrs.field(factory=dict, init=False)
+
+    def dispatch(self, deliveries: Sequence[ClaimedDelivery], times: ClaimTimes) -> None:
+        """Take claimed deliveries over. Each counts against the capacity from here on until it is settled or back."""
+        for delivery in deliveries:
+            self.capacity.begin(delivery.webhook_id)
+            self._running[delivery.delivery_id] = delivery
+        strangers: defaultdict[WebhookId, list[ClaimedDelivery]] = defaultdict(list)
+        for delivery in deliveries:
+            webhook = self.book.known(delivery.webhook_id, delivery.webhook_revision)
+            if webhook is None:
+                strangers[delivery.webhook_id].append(delivery)
+            else:
+                self.nursery.start_soon(self._run, delivery, webhook, times)
+        if strangers:
+            self.nursery.start_soon(self._introduce, dict(strangers), times)
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing that was dispatched is running."""
+        while self._running:
+            self._idle = trio.Event()
+            await self._idle.wait()
+        await trio.lowlevel.checkpoint()
+
+    async def give_back_unfinished(self) -> int:
+        """Give back the leases of what is still running, after its tasks were cancelled; return how many."""
+        unfinished = list(self._running.values())
+        self._running.clear()
+        async with self.side_lane.use() as connection:
+            return await release(connection, unfinished)
+
+    async def _introduce(self, strangers: dict[WebhookId, list[ClaimedDelivery]], times: ClaimTimes) -> None:
+        """Load webhooks that are new to this worker or have changed, then start their deliveries."""
+        try:
+            known = await self.book.current(
+                {webhook_id: rows[0].webhook_revision for webhook_id, rows in strangers.items()}
+            )
+        except DatabaseError as error:
+            _log.warning("webhooks_not_loaded", webhook_ids=sorted(strangers), reason=str(error))
+            known = {}
+        orphans: list[ClaimedDelivery] = []
+        for webhook_id, rows in strangers.items():
+            webhook = known.get(webhook_id)
+            if webhook is None:
+                orphans += rows
+                continue
+            for delivery in rows:
+                self.nursery.start_soon(self._run, delivery, webhook, times)
+        if orphans:
+            await self._give_back(orphans)
+
+    async def _run(self, delivery: ClaimedDelivery, webhook: Webhook, times: ClaimTimes) -> None:
+        ended = unsent(delivery, webhook)
+        if ended is not None:
+            await trio.lowlevel.checkpoint()
+            self._finish(delivery, ended, times, times.claimed_at)
+            return
+        try:
+            await self._attempt(delivery, webhook, times)
+        except Exception as error:  # noqa: BLE001  # one delivery never takes down the worker; see core/outcomes.py
+            _log.error("attempt_crashed", delivery_id=delivery.delivery_id, uid=delivery.uid, exc_info=error)
+            broken = crashed(delivery, webhook, error, backoff=self.backoff, clock=self.clock)
+            self._finish(delivery, broken, times, times.claimed_at)
+
+    async def _attempt(self, delivery: ClaimedDelivery, webhook: Webhook, times: ClaimTimes) -> None:
+        if delivery.body is None:
+            await self.bodies.wait_and_take(delivery.body_bytes)
+        else:
+            self.bodies.take(delivery.body_bytes)
+        try:
+            body = await self._body(delivery)
+            started_at = trio.current_time()
+            if body is None or self.draining or started_at > times.claimed_at + START_SECONDS_MAX:
+                await self._give_back([delivery])
+                return
+            done = await attempt(
+                delivery, webhook, body, send=self.send, backoff=self.backoff, clock=self.clock
+            )
+        finally:
+            self.bodies.give_back(delivery.body_bytes)
+        self._finish(delivery, done, times, started_at)
+
+    async def _body(self, delivery: ClaimedDelivery) -> bytes | None:
+        if delivery.body is not None:
+            return delivery.body
+        try:
+            async with self.side_lane.use() as connection:
+                return await fetch_body(connection, delivery)
+        except DatabaseError as error:
+            _log.warning("body_not_loaded", delivery_id=delivery.delivery_id, reason=str(error))
+            return None
+
+    def _finish(self, delivery: ClaimedDelivery, done: Attempt, times: ClaimTimes, started_at: float) -> None:
+        self.metrics.attempt_ended(done.verdict)
+        sent = None if done.result is None else done.result.phases.sent
+        if sent is not None:
+            self.metrics.attempt_sent(delivery.waited_seconds + (started_at - times.claimed_at) + sent)
+        self.on_finished(Finished(delivery=delivery, attempt=done, times=times, started_at=started_at))
+        self.settle(done.settlement)
+        self._out(delivery)
+
+    async def _give_back(self, deliveries: Sequence[ClaimedDelivery]) -> None:
+        try:
+            async with self.side_lane.use() as connection:
+                await release(connection, deliveries)
+        except DatabaseError as error:
+            # Their leases expire by themselves.
+            _log.warning("leases_not_given_back", count=len(deliveries), reason=str(error))
+        for delivery in deliveries:
+            self._out(delivery)
+
+    def _out(self, delivery: ClaimedDelivery) -> None:
+        if self._running.pop(delivery.delivery_id, None) is not None:
+            self.capacity.end(delivery.webhook_id)
+        self.slot_freed()
+        if not self._running:
+            self._idle.set()

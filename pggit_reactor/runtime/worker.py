@@ -1,0 +1,365 @@
+"""A worker: one nursery of loops around one queue.
+
+Listener, claimer, fan-out, settler, heartbeat, chores and the HTTP port each run under `supervise`, so a bug in
+one restarts that one. Stopping is a drain: claim nothing more, finish what runs, write it, give back what was
+not sent.
+
+All connections of a worker are direct ones (`database.listen_url`): LISTEN, prepared statements and the planner
+settings of the hot statements are state of a session, which a pooler in transaction mode does not keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import attrs
+import trio
+
+from pggit_reactor.config.settings import Settings
+from pggit_reactor.core.backoff import Backoff
+from pggit_reactor.core.model import AttemptResult, ClaimedDelivery, State, Webhook
+from pggit_reactor.core.secret import Secret
+from pggit_reactor.db.claims import end_unknown, prune_limits
+from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS, Lane
+from pggit_reactor.db.listener import open_listener
+from pggit_reactor.db.settle import SettleReport
+from pggit_reactor.db.webhooks import WebhookDefaults
+from pggit_reactor.db.workers import (
+    WorkerIdentity,
+    add_audit_partitions,
+    forget_silent_workers,
+    heartbeat,
+    read_figures,
+    try_chores_lock,
+)
+from pggit_reactor.delivery.sender import WebhookTransport, open_transport, send_attempt
+from pggit_reactor.errors import ConfigurationError, DatabaseError
+from pggit_reactor.observability.health import Health
+from pggit_reactor.observability.logs import get_logger
+from pggit_reactor.observability.metrics import Metrics
+from pggit_reactor.runtime.body_budget import BodyBudget
+from pggit_reactor.runtime.claimer import Brakes, Capacity, Claimer, ClaimTimes
+from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.fanout import FanOut
+from pggit_reactor.runtime.http_port import WorkerProbes, serve_http_port
+from pggit_reactor.runtime.settler import Settler
+from pggit_reactor.runtime.signals import Command, Commands
+from pggit_reactor.runtime.supervisor import supervise
+from pggit_reactor.runtime.timeline import Timeline
+from pggit_reactor.runtime.webhook_book import WebhookBook
+from pggit_reactor.security.sealing import Sealer
+
+ABORT_SECONDS_MAX: Final = 2.0
+HEARTBEAT_SECONDS: Final = 5.0
+CHORES_SECONDS_MAX: Final = 10.0
+LISTEN_RETRY_SECONDS: Final = 0.1
+LISTEN_RETRY_SECONDS_MAX: Final = 5.0
+CLOCK_SKEW_SECONDS_MAX: Final = 1.0
+SETTLE_BACKLOG_MAX: Final = 2048
+"""Outcomes kept in memory before claiming stops, also while the database answers."""
+LOOP_SILENT_SECONDS_MAX: Final = 60.0
+
+_log = get_logger("worker")
+
+
+@attrs.define(eq=False, kw_only=True)
+class Worker:
+    """The parts of one worker, wired; `run` is all that a caller needs."""
+
+    settings: Settings
+    identity: WorkerIdentity
+    sealer: Sealer
+    clock: Clock
+    metrics: Metrics
+    health: Health
+    debug: bool = False
+    reload: Callable[[], Awaitable[Sealer]] | None = None
+    _claimer: Claimer = attrs.field(init=False)
+    _settler: Settler = attrs.field(init=False)
+    _fanout: FanOut = attrs.field(init=False)
+    _capacity: Capacity = attrs.field(init=False)
+    _book: WebhookBook = attrs.field(init=False)
+    _bodies: BodyBudget = attrs.field(init=False)
+    _timeline: Timeline = attrs.field(init=False)
+    _side: Lane = attrs.field(init=False)
+    _stopped_claiming: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._capacity = Capacity(self.settings.worker.attempts_max)
+        self._bodies = BodyBudget(self.settings.worker.body_bytes_max)
+        self._side = self._lane("side", SIDE_OPTIONS)
+        self._timeline = Timeline(metrics=self.metrics, debug=self.debug)
+        self._book = WebhookBook(
+            lane=self._side,
+            sealer=self.sealer,
+            defaults=WebhookDefaults(
+                attempt_timeout_seconds=self.settings.delivery.timeout_seconds,
+                max_body_bytes=self.settings.delivery.max_body_bytes,
+            ),
+            worker_id=self.identity.worker_id,
+        )
+        self._settler = Settler(
+            self._lane("settle", HOT_OPTIONS),
+            worker_id=self.identity.worker_id,
+            metrics=self.metrics,
+            on_report=self._settled,
+        )
+        self._claimer = Claimer(
+            lane=self._lane("claim", CLAIM_OPTIONS),
+            instance=self.identity.instance,
+            lease_seconds=self.settings.worker.lease_seconds,
+            poll_seconds=self.settings.worker.poll_seconds,
+            capacity=self._capacity,
+            brakes=Brakes(
+                stopped=self._must_not_claim,
+                suspended=lambda: self._settler.suspended,
+                concurrency=self._book.concurrency,
+            ),
+            dispatch=self._dispatch,
+            metrics=self.metrics,
+            clock=self.clock,
+        )
+        self.metrics.observe_load(
+            attempts_in_flight=lambda: self._capacity.in_flight,
+            body_bytes_in_memory=lambda: self._bodies.held_bytes,
+            settle_backlog=lambda: self._settler.backlog,
+        )
+
+    async def run(self, commands: Commands) -> int:
+        """Work until a command says stop; return the exit status: 0 after a clean drain, 1 after an abort."""
+        rules = self.settings.egress.rules()
+        async with open_transport(rules) as transport, trio.open_nursery() as services:
+            async with trio.open_nursery() as attempts:
+                self._fanout = self._open_fanout(attempts, transport)
+                await self._start(services)
+                status = await self._obey(commands)
+                attempts.cancel_scope.cancel()
+            services.cancel_scope.cancel()
+        _log.info("worker_stopped", exit_status=status)
+        return status
+
+    def _lane(self, name: str, options: Mapping[str, str]) -> Lane:
+        return Lane(
+            name=name,
+            dsn=self._dsn(),
+            application_name=f"pggit-reactor {name} {self.identity.worker_id}"[:63],
+            options=options,
+            draw=self.clock.draw,
+            on_reconnect=self._reconnected,
+        )
+
+    def _dsn(self) -> Secret[str]:
+        dsn = self.settings.database.listen_url or self.settings.database.url
+        if dsn is None:
+            raise ConfigurationError("no database is set; set PGGIT_REACTOR_DATABASE_URL")
+        return dsn
+
+    def _reconnected(self, name: str) -> None:
+        self.metrics.reconnected(name)
+        _log.info("database_reconnected", connection=name)
+
+    def _must_not_claim(self) -> bool:
+        return self._settler.failing or self._settler.backlog > SETTLE_BACKLOG_MAX or self._bodies.is_full
+
+    def _open_fanout(self, attempts: trio.Nursery, transport: WebhookTransport) -> FanOut:
+        async def send(webhook: Webhook, delivery: ClaimedDelivery, body: bytes) -> AttemptResult:
+            return await send_attempt(
+                transport,
+                webhook,
+                uid=delivery.uid,
+                body=body,
+                extra_headers=delivery.headers_json,
+                event_type=delivery.event_type,
+                traceparent=delivery.traceparent,
+                wall_now=self.clock.wall(),
+            )
+
+        return FanOut(
+            nursery=attempts,
+            send=send,
+            book=self._book,
+            side_lane=self._side,
+            capacity=self._capacity,
+            bodies=self._bodies,
+            backoff=Backoff(base_seconds=self.settings.delivery.backoff_base_seconds),
+            clock=self.clock,
+            metrics=self.metrics,
+            settle=self._settler.put,
+            slot_freed=self._claimer.slot_freed,
+            on_finished=self._timeline.finished,
+        )
+
+    def _dispatch(self, deliveries: Sequence[ClaimedDelivery], times: ClaimTimes) -> None:
+        self._fanout.dispatch(deliveries, times)
+
+    async def _start(self, services: trio.Nursery) -> None:
+        probes = WorkerProbes(metrics=self.metrics, health=self.health, refresh=self._refresh)
+        await services.start(
+            partial(
+                serve_http_port,
+                probes,
+                host=self.settings.metrics.host,
+                port=self.settings.metrics.port,
+                clock=self.clock,
+            )
+        )
+        await self._beat("running")
+        for name, run in {
+            "settler": self._settler.run,
+            "listener": self._listen,
+            "claimer": self._claim,
+            "heartbeat": self._heartbeat,
+            "chores": self._chores,
+        }.items():
+            services.start_soon(partial(supervise, name, run, clock=self.clock, metrics=self.metrics))
+        self.health.mark_started()
+        _log.info("worker_started", instance=self.identity.instance, version=self.identity.version)
+
+    # -- loops
+
+    async def _claim(self) -> None:
+        progress = self.health.watch(
+            "claimer", within_seconds=LOOP_SILENT_SECONDS_MAX + self._claimer.poll_seconds
+        )
+        await self._claimer.run(progress)
+        self.health.unwatch("claimer")
+        self._stopped_claiming.set()
+
+    async def _listen(self) -> None:
+        failures = 0
+        while True:
+            try:
+                async with open_listener(
+                    self._dsn(),
+                    application_name=f"pggit-reactor listen {self.identity.worker_id}"[:63],
+                    token=self.clock.random_token(),
+                    on_round_trip=self._heard_canary,
+                ) as listener:
+                    # Listening first, looking second: nothing can fall in between.
+                    self._claimer.look_around()
+                    if failures:
+                        self._reconnected("listener")
+                    failures = 0
+                    while True:
+                        heard = await listener.hear()
+                        self.metrics.woken("notify")
+                        if heard.look_yourself:
+                            self._claimer.look_around()
+                        else:
+                            self._claimer.hint(heard.webhook_ids)
+            except DatabaseError as error:
+                _log.warning("listener_lost", reason=str(error))
+                self.health.set_check("listener", ok=False, reason=str(error), required=False)
+                ceiling = min(LISTEN_RETRY_SECONDS_MAX, LISTEN_RETRY_SECONDS * 2 ** min(failures, 16))
+                failures += 1
+                await trio.sleep(max(LISTEN_RETRY_SECONDS, ceiling * self.clock.draw()))
+
+    def _heard_canary(self, seconds: float) -> None:
+        self.metrics.set_notify_lag(seconds)
+        self.health.set_check("listener", ok=True, required=False)
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await trio.sleep(HEARTBEAT_SECONDS)
+            await self._beat("draining" if self._claimer.draining else "running")
+
+    async def _beat(self, state: str) -> None:
+        try:
+            async with self._side.use() as connection:
+                before = self.clock.wall()
+                database_time = await heartbeat(
+                    connection, self.identity, state=state, in_flight=self._capacity.in_flight
+                )
+                skew = database_time - (before + self.clock.wall()) / 2
+        except DatabaseError as error:
+            self.health.set_check("database", ok=False, reason=str(error))
+            _log.warning("heartbeat_failed", reason=str(error))
+            return
+        self.health.set_check("database", ok=True)
+        self.metrics.set_clock_skew(skew)
+        if abs(skew) > CLOCK_SKEW_SECONDS_MAX:
+            _log.warning("clock_skew", seconds=round(skew, 3), allowed_seconds=CLOCK_SKEW_SECONDS_MAX)
+
+    async def _chores(self) -> None:
+        hold = self.settings.delivery.unknown_webhook_hold_seconds
+        while True:
+            try:
+                async with self._side.use() as connection, connection.transaction():
+                    if await try_chores_lock(connection):
+                        ended = await end_unknown(connection, hold_seconds=hold)
+                        if ended:
+                            _log.warning("unknown_webhook_rows_ended", count=ended)
+                        await prune_limits(connection)
+                        await add_audit_partitions(connection)
+                        await forget_silent_workers(connection)
+            except DatabaseError as error:
+                _log.warning("chores_failed", reason=str(error))
+            await trio.sleep(min(CHORES_SECONDS_MAX, max(1.0, hold)))
+
+    async def _refresh(self) -> None:
+        async with self._side.use() as connection:
+            figures = await read_figures(connection)
+        self.metrics.set_queue(depth=figures.depth, oldest_age_seconds=figures.oldest_age_seconds)
+        self.metrics.set_notification_queue_usage(figures.notification_queue_usage)
+        self.metrics.set_webhooks_paused_unopenable(figures.paused_unopenable)
+        self.metrics.set_unknown_webhook_rows(figures.unknown_webhook_rows)
+
+    def _settled(self, report: SettleReport) -> None:
+        self._timeline.settled(report)
+        for item in report.settled:
+            if item.decision.state is State.RETRYING and item.decision.delay_seconds is not None:
+                self._claimer.schedule(item.webhook_id, item.decision.delay_seconds)
+        self._claimer.slot_freed()
+
+    # -- stopping
+
+    async def _obey(self, commands: Commands) -> int:
+        while (command := await commands.receive()) is Command.RELOAD:
+            await self._reload()
+        _log.info("draining", in_flight=self._capacity.in_flight, command=command.value)
+        self.health.mark_draining()
+        self._claimer.stop()
+        self._fanout.draining = True
+        drained = False
+        with trio.move_on_after(self.settings.worker.drain_seconds) as patience:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._abort_at_second_signal, commands, patience)
+                await self._stopped_claiming.wait()
+                await self._fanout.wait_idle()
+                await self._settler.wait_empty()
+                drained = True
+                nursery.cancel_scope.cancel()
+        if not drained:
+            await self._abort()
+        with trio.move_on_after(ABORT_SECONDS_MAX, shield=True):
+            await self._beat("stopped")
+        return 0 if drained else 1
+
+    async def _abort_at_second_signal(self, commands: Commands, patience: trio.CancelScope) -> None:
+        async for command in commands:
+            if command is not Command.RELOAD:
+                patience.cancel()
+
+    async def _abort(self) -> None:
+        """Cut what runs, write what is known, give back the rest, all within `ABORT_SECONDS_MAX`."""
+        _log.warning("aborting", in_flight=self._capacity.in_flight, unwritten=self._settler.backlog)
+        self._fanout.nursery.cancel_scope.cancel()
+        with trio.move_on_after(ABORT_SECONDS_MAX, shield=True) as scope:
+            given_back = await self._fanout.give_back_unfinished()
+            await self._settler.wait_empty()
+            _log.info("leases_given_back", count=given_back)
+        if scope.cancelled_caught:
+            _log.warning("leases_not_given_back", unwritten=self._settler.backlog)
+
+    async def _reload(self) -> None:
+        if self.reload is None:
+            return
+        try:
+            self._book.sealer = await self.reload()
+        except (ConfigurationError, DatabaseError) as error:
+            _log.error("reload_refused", reason=str(error))
+            return
+        self._book.forget()
+        _log.info("reloaded")
