@@ -7,10 +7,15 @@ import subprocess
 from pathlib import Path
 from types import ModuleType
 
+import click
+import pytest
+
+from pggit_reactor.cli.main import cli
+
 FIRST_SCREEN_LINES = 24
 WORD = re.compile(r"\./dev (\w[\w-]*)")
-# In a block or in code: a command with its sub-command, such as `pggit-reactor webhook add`.
-PRODUCT = re.compile(r"(?:pggit-reactor|\./dev run)((?: [a-z][a-z-]*)+)")
+# What is typed for the product, up to a comment, a pipe or the end of the command.
+PRODUCT = re.compile(r"(?:(?<![\w./-])pggit-reactor|\./dev run|\./dev(?= demo| up)) +([^#|;&>\n]+)")
 BLOCK_OR_CODE = re.compile(r"^```(?:sh|bash|console|shell)\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
 
 
@@ -28,6 +33,43 @@ def test_every_word_of_dev_that_is_named_exists(texts: dict[str, str], dev: Modu
     named |= {(".ci/run", word) for word in WORD.findall(texts[".ci/run"])}
 
     assert {(path, word) for path, word in named if word not in dev.WORDS} == set()
+
+
+def options(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def unknown_part(typed: str) -> str | None:
+    """Return the first word or option of *typed* that the product's command line does not know."""
+    command: click.Command = cli
+    known = {"--help", *options(cli)}
+    for word in typed.split():
+        option = word.partition("=")[0]
+        if option.startswith("--") and option not in known:
+            return option
+        if isinstance(command, click.Group) and re.fullmatch(r"[a-z][a-z0-9-]*", word):
+            below = command.get_command(click.Context(command), word)
+            if below is None:
+                return word
+            command = below
+            known |= options(command)
+    return None
+
+
+def test_every_command_of_the_product_that_a_page_shows_exists(texts: dict[str, str]) -> None:
+    typed = {path: PRODUCT.findall(commands(text)) for path, text in pages(texts).items()}
+    shown = [(path, command) for path, found in typed.items() for command in found]
+
+    assert shown
+    assert [(path, typed, part) for path, typed in shown if (part := unknown_part(typed))] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "part"),
+    [("no-such-command", "no-such-command"), ("webhook destroy 7", "destroy"), ("doctor --wish", "--wish")],
+)
+def test_a_command_that_does_not_exist_is_seen(typed: str, part: str) -> None:
+    assert unknown_part(typed) == part
 
 
 def test_the_contributors_page_names_every_word_of_dev(texts: dict[str, str], dev: ModuleType) -> None:
