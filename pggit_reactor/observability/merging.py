@@ -2,7 +2,7 @@
 
 Counters and histograms add up. A gauge has a declared rule, because the sum of two workers' views of one
 queue is a lie. What a process counted must outlive it: Prometheus takes a counter that falls for a restart
-and counts the rest anew, so `Ledger` keeps the last known counters of a process that is gone or silent.
+and counts the rest anew, so a `Ledger` keeps the last known counters of a process that is gone or silent.
 """
 
 from __future__ import annotations
@@ -77,25 +77,24 @@ def families_without_created(families: Iterable[Metric]) -> Iterator[Metric]:
 
 
 class Ledger:
-    """The counters of processes that answer no more, so that no sum ever falls."""
+    """What one process after another counted under one name, so that its counters never fall."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[Metric, ...]] = {}
-        self._ended: tuple[Metric, ...] = ()
+        self._last: tuple[Metric, ...] = ()
+        self._ended: list[Metric] = []
 
-    def heard(self, process: str, families: Iterable[Metric]) -> None:
-        """Remember what the running *process* just answered."""
-        self._last[process] = tuple(families)
+    def heard(self, families: Iterable[Metric]) -> None:
+        """Remember what the running process just answered."""
+        self._last = tuple(families)
 
-    def ended(self, process: str) -> None:
-        """*process* is gone; a successor of that name counts from zero."""
-        self._ended = tuple(merge([self._ended, _adding(self._last.pop(process, ()))]))
+    def ended(self) -> None:
+        """The process is gone; its successor counts from zero."""
+        self._ended = merge([self._ended, _adding(self._last)])
+        self._last = ()
 
-    def merged(self, answering: Iterable[str]) -> list[Metric]:
-        """Merge all: gauges of the *answering* processes only, counters of every process there ever was."""
-        now = set(answering)
-        answers = [fams if name in now else _adding(fams) for name, fams in self._last.items()]
-        return merge([self._ended, *answers])
+    def families(self, *, answering: bool) -> list[Metric]:
+        """Return counters of all processes, and gauges of the running one where it is *answering* now."""
+        return merge([self._ended, self._last if answering else _adding(self._last)])
 
 
 class Families(Collector):
