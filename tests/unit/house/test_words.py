@@ -53,7 +53,7 @@ DOWNLOADS = {
     "index-url " + "= x": re.compile(r"(?<!emit-)\b(?:extra-)?(?:index[-_]url|find[-_]links)\s*="),
     "curl -O https://a.example.com": re.compile(r"\b(?:curl|wget)\b[^\n|;]*\s-(?:O|-remote-name)\b"),
 }
-MACHINE_PATH = re.compile(r"(?<![\w.~}])/(?:home|root|Users|opt|work|workspace|mnt)/\w")
+MACHINE_PATH = re.compile(r"(?<![\w.~}])/(?:home|root|Users|work|workspace|mnt)/\w")
 UNFINISHED = re.compile(r"\b(?:TO{1}DO|FIX{1}ME|X{3})\b")
 # The patterns above need examples of what they find.
 ABOUT_THESE_WORDS = "tests/unit/house/test_words.py"
