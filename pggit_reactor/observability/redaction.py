@@ -29,7 +29,12 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"whsec_[A-Za-z0-9+/=_-]+"), f"whsec_{MASK}"),
     # User information of any URL; greedy to the last @, since an unescaped one may be part of the password.
     (re.compile(r"(://[^\s/@:]{0,128}):\S{1,256}@"), rf"\1:{MASK}@"),
-    (re.compile(r"(?i)(\bpassword\s{0,8}[=:]\s{0,8})(?:'[^']{0,256}'|[^\s,;)]{1,256})"), rf"\1{MASK}"),
+    (
+        re.compile(
+            r"""(?i)(\bpassword["']?\s{0,8}[=:]\s{0,8})(?:'[^']{0,256}'|"[^"]{0,256}"|[^\s,;)]{1,256})"""
+        ),
+        rf"\1{MASK}",
+    ),
     # A line of a key file (DESIGN 7): ID:base64:... or ID:passphrase:..., the latter may hold blanks.
     (re.compile(r"(:base64:)[^\s,]{1,256}"), rf"\1{MASK}"),
     (re.compile(r"(:passphrase:)[^\n,]{1,256}"), rf"\1{MASK}"),
