@@ -20,8 +20,8 @@ SELECT pg_snapshot_xmin(pg_current_snapshot()) >= %(x)s::xid8;
 
 -- name: producers_below
 -- Who may still bring a silent row to light. Every silent producer has an xid below X and holds RowExclusiveLock on
--- the queue until its row is visible. They are known by xid, which outlives PREPARE TRANSACTION; a virtual
--- transaction does not. pg_locks is read once, so that both locks of a transaction are seen at the same moment.
+-- the queue until its row is visible. They are known by xid, which outlives PREPARE TRANSACTION; a pid does not.
+-- pg_locks is read once, so that both locks of a transaction are seen at the same moment.
 WITH held AS MATERIALIZED (
     SELECT locktype, database, relation, transactionid, virtualtransaction, mode FROM pg_locks WHERE granted
 )

@@ -40,7 +40,7 @@ class P(IntEnum):
     READ_EARLY = auto()  # Only in the variant that reads the gate before its xid.
     WRITTEN = auto()  # Has its xid and an uncommitted row; the AFTER trigger has not read the gate.
     DECIDED = auto()  # Notifies at commit, or will be silent.
-    PREPARED = auto()  # PREPARE TRANSACTION: the same xid in another virtual transaction.
+    PREPARED = auto()  # PREPARE TRANSACTION: the same xid, and no backend.
     VISIBLE = auto()  # Not running any more; has delivered nothing yet.
 
 
@@ -71,7 +71,7 @@ class Bug(StrEnum):
     ERASED_MEANS_FREE = auto()  # "The value is not mine any more, so nobody is silent on my account."
     GIVE_UP_WAITING = auto()
     LIST_BEFORE_CLOSING = auto()
-    LIST_OF_VIRTUAL_TRANSACTIONS = auto()
+    LIST_OF_BACKENDS = auto()  # By pid: that of a prepared transaction is null.
     READ_BEFORE_XID = auto()  # A BEFORE trigger.
     FORGET_WAKE_UP_AFTER_CLAIM = auto()
     RECONNECT_WITHOUT_DRAIN = auto()
@@ -238,7 +238,7 @@ class Model(NamedTuple):
                 yield from self._ends(s, i, p)
                 yield Step("producer writes again", s.with_producer(i, p._replace(pc=P.WRITTEN)), calm=False)
                 if self.prepared and not p.row & NOTIFIED:
-                    awaited = 0 if self.bug is Bug.LIST_OF_VIRTUAL_TRANSACTIONS else p.awaited
+                    awaited = 0 if self.bug is Bug.LIST_OF_BACKENDS else p.awaited
                     prepared = p._replace(pc=P.PREPARED, awaited=awaited)
                     yield Step("producer prepares", s.with_producer(i, prepared), calm=False)
             case P.PREPARED:
@@ -450,7 +450,7 @@ def _way(came: list[tuple[int, str]], state: int) -> str:
 
 FEATURES_OF_BUGS: Final = {
     Bug.ERASED_MEANS_FREE: {"workers": 2},
-    Bug.LIST_OF_VIRTUAL_TRANSACTIONS: {"prepared": True},
+    Bug.LIST_OF_BACKENDS: {"prepared": True},
     Bug.RECONNECT_WITHOUT_DRAIN: {"faults": True},
     Bug.LEAVE_WITHOUT_DRAIN: {"leaving": True},
     Bug.LEAVE_WITHOUT_NOTIFYING: {"leaving": True},
