@@ -141,11 +141,10 @@ async def _addresses(host: Parameters, seconds: float, failures: list[str]) -> l
         return [host]
     if is_ip_address(name):
         return [{**host, "hostaddr": name}]
-    port = get_param(host, "port") or _PORT_DEFAULT
     try:
         with trio.fail_after(seconds):
             answers = await trio.socket.getaddrinfo(
-                name, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+                name, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
             )
     except trio.TooSlowError:
         failures.append(f"host {name!r}: no address within {seconds:g} s")

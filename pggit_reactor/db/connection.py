@@ -11,8 +11,10 @@ times the round trips of trio-asyncio. What differs from its parent:
   is shielded within `BOUNDARY_SECONDS_MAX`, and closes the connection where that is not enough. So a commit
   either happened or raised, whoever cancels meanwhile.
 - **Closing is synchronous** underneath, and so always possible.
-- `stream()` and `notifies()` are refused: they are generators that hold the connection's lock across a yield,
-  and nobody could bound their cleanup. Use a server cursor and `wait_notifies`.
+- `stream()`, `notifies()` and named cursors are refused: the first two are generators that hold the
+connection's
+  lock across a yield, and none of the three can be cleaned up within a bound. Read in pages, by key, and use
+  `wait_notifies`.
 
 Waiting for an answer has no limit of its own: a timeout belongs to the caller. A dead peer is noticed by TCP
 within 15 s (`connect.py`).
@@ -89,6 +91,7 @@ class TrioConnection(AsyncConnection[TupleRow]):
         super().__init__(pgconn, row_factory)
         self.lock = _Lock()
         self.cursor_factory = TrioCursor
+        self.server_cursor_factory = _refuse_server_cursor  # type: ignore[assignment]  # it never returns one
         self._in_copy = False
         self._notified: deque[Notify] = deque(maxlen=NOTIFIES_KEPT_MAX)
         self.add_notify_handler(self._notified.append)
@@ -341,7 +344,11 @@ class TrioCursor(AsyncCursor[TupleRow]):
 
     def stream(self, *_: object, **__: object) -> Never:
         """Refused: see the module."""
-        raise NotImplementedError("stream() holds the connection across a yield: use a server cursor")
+        raise NotImplementedError("stream() holds the connection across a yield: read in pages")
+
+
+def _refuse_server_cursor(*_: object, **__: object) -> Never:
+    raise NotImplementedError("a named cursor cannot be closed within a bound: read in pages")
 
 
 @asynccontextmanager
@@ -408,6 +415,19 @@ class TrioPipeline(AsyncPipeline):
     """A pipeline that leaves the connection settled or closed."""
 
     _conn: TrioConnection
+
+    async def __aenter__(self) -> Self:
+        level = self.level
+        try:
+            async with self._lock:
+                await self._conn.wait(self._enter_gen())
+        except BaseException:
+            if self.level > level:  # Cancelled, but psycopg's generator was driven to its end.
+                self._leave()
+            elif level == 0:
+                self._conn._pipeline = None  # noqa: SLF001
+            raise
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
