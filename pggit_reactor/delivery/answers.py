@@ -205,16 +205,16 @@ class AnswerReader:
             self._surplus = True
             self._finish(body_whole=self._framed)
             return
-        if self._framed:
+        overhead = self._body_octets - self._payload_octets
+        if overhead > FRAMING_OCTETS_MAX or self._body_octets > BODY_OCTETS_MAX:
+            self._finish(body_whole=False)
+        elif self._framed:
             # llhttp skips line ends between messages in silence.
             beyond = self._length is not None and self._body_octets > self._length
             self._surplus |= beyond or octets.endswith(b"\r\n\r\n\r\n")
             self._finish(body_whole=True)
-        elif self._body_octets >= BODY_OCTETS_MAX or self._overhead() > FRAMING_OCTETS_MAX:
+        elif self._body_octets >= BODY_OCTETS_MAX:
             self._finish(body_whole=False)
-
-    def _overhead(self) -> int:
-        return self._body_octets - self._payload_octets
 
     def _finish(self, *, body_whole: bool) -> None:
         self.complete = True

@@ -85,6 +85,8 @@ _LOOKUP_TEXTS: Final = MappingProxyType(
     }
 )
 
+_NO_ANSWER: Final = "the receiver closed the connection without an answer"
+
 
 def look_up_failed(host: str, error: OSError) -> AttemptError:
     """Return why *host* has no addresses."""
@@ -113,12 +115,13 @@ def connection_lost(error: OSError | None, *, answer_began: bool) -> AttemptErro
     if answer_began:
         return AttemptError(FailureKind.RESET, "the connection ended in the middle of the answer's head")
     if error is None:
-        return AttemptError(FailureKind.RESET, "the receiver closed the connection without an answer")
+        return AttemptError(FailureKind.RESET, _NO_ANSWER)
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return AttemptError(FailureKind.TLS, _tls_reason(error))
     if error.errno == errno.ETIMEDOUT:
         return AttemptError(FailureKind.RESET, "the network gave the connection up")
-    return AttemptError(FailureKind.RESET, "the receiver reset the connection before it answered")
+    # Python's ssl module hides a reset behind "end of stream", so one text serves for both.
+    return AttemptError(FailureKind.RESET, _NO_ANSWER)
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

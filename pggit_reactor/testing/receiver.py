@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import trio
@@ -48,6 +49,7 @@ from pggit_reactor.testing.behaviours import (
 from pggit_reactor.testing.certificates import LOOPBACK_NAMES, Authority, Certificate
 
 __all__ = [
+    "LOOPBACK_NAMES",
     "Act",
     "Authority",
     "Behaviour",
@@ -75,7 +77,6 @@ REQUESTS_KEPT_MAX: Final = 1_000_000
 _HEAD_OCTETS_MAX: Final = 64 * 1024
 _RECEIVE_OCTETS: Final = 64 * 1024
 _HANDSHAKE_SECONDS_MAX: Final = 30.0
-_PLAIN_ANSWER: Final = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Greeting(StrEnum):
@@ -89,6 +90,21 @@ class Greeting(StrEnum):
     STALL_IN_HANDSHAKE = "stall in the handshake"
     PLAIN_HTTP = "plain HTTP"
     GARBAGE = "garbage"
+    REFUSE_VERSION = "refuse the TLS version"
+    OLD_VERSION = "agree on TLS 1.1"
+    REFUSE_HANDSHAKE = "refuse the handshake"
+
+
+_OLD_SERVER_HELLO: Final = b"\x03\x02" + bytes(32) + b"\x00" + b"\x00\x2f" + b"\x00"
+_FIRST_WORDS: Final = MappingProxyType(
+    {
+        Greeting.PLAIN_HTTP: b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        Greeting.GARBAGE: bytes(range(256)) * 4,
+        Greeting.REFUSE_VERSION: b"\x15\x03\x02\x00\x02\x02\x46",  # a fatal alert, protocol_version
+        Greeting.REFUSE_HANDSHAKE: b"\x15\x03\x03\x00\x02\x02\x28",  # a fatal alert, handshake_failure
+        Greeting.OLD_VERSION: b"\x16\x03\x02\x00\x2a\x02\x00\x00\x26" + _OLD_SERVER_HELLO,
+    }
+)
 
 
 class Receiver:
@@ -108,8 +124,9 @@ class Receiver:
         self.greeting: Greeting = Greeting.SERVE
         """For connections that `greet` says nothing about."""
         self.port = 0
+        self.tls_context = context
+        """Shown to every connection; a test may change it."""
         self._authority = authority
-        self._context = context
         self._scripts: dict[str, deque[Behaviour]] = {}
         self._greetings: deque[Greeting] = deque()
         self._news = trio.Event()
@@ -161,10 +178,10 @@ class Receiver:
         while self.open_count != count:
             await self._news.wait()
 
-    async def reset_all(self) -> None:
+    def reset_all(self) -> None:
         """Reset every connection that is open now."""
-        for stream in list(self._connections.values()):
-            await reset_stream(stream)
+        for stream in self._connections.values():
+            reset_stream(stream)
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection to its end."""
@@ -181,12 +198,12 @@ class Receiver:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # The other side went away, or `reset_all` was here.
         finally:
-            await trio.aclose_forcefully(stream)
+            stream.socket.close()  # no checkpoint: a cancellation must not skip what follows
             del self._connections[number]
             self._tell()
 
     async def _serve_tls(self, stream: trio.SocketStream, number: int) -> None:
-        tls = trio.SSLStream(stream, self._context, server_side=True, https_compatible=True)
+        tls = trio.SSLStream(stream, self.tls_context, server_side=True, https_compatible=True)
         with trio.fail_after(_HANDSHAKE_SECONDS_MAX):
             try:
                 await tls.do_handshake()
@@ -241,7 +258,7 @@ async def open_receiver(
         authority = authority or Authority(Path(folder))
         context = authority.server_context(certificate, names=names)
         if tls_version_max is not None:
-            _cap_version(context, tls_version_max)
+            context.maximum_version = tls_version_max
         receiver = Receiver(authority, context)
         async with trio.open_nursery() as nursery:
             await nursery.start(run_receiver, receiver, host, port)
@@ -325,7 +342,7 @@ class _RequestReader:
 
 async def _greet(stream: trio.SocketStream, greeting: Greeting) -> None:
     if greeting is Greeting.RESET_AT_ACCEPT:
-        await reset_stream(stream)
+        reset_stream(stream)
     elif greeting is Greeting.CLOSE_AT_ACCEPT:
         await stream.aclose()
     elif greeting is Greeting.STALL_IN_HANDSHAKE:
@@ -334,15 +351,7 @@ async def _greet(stream: trio.SocketStream, greeting: Greeting) -> None:
     else:
         await stream.receive_some(_RECEIVE_OCTETS)  # the sender's hello
         if greeting is Greeting.RESET_IN_HANDSHAKE:
-            await reset_stream(stream)
-        elif greeting is Greeting.PLAIN_HTTP:
-            await stream.send_all(_PLAIN_ANSWER)
-        elif greeting is Greeting.GARBAGE:
-            await stream.send_all(bytes(range(256)) * 4)
-
-
-def _cap_version(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
-    """Speak *version* at most; old ones want OpenSSL's lowest security level."""
-    context.set_ciphers("DEFAULT:@SECLEVEL=0")
-    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    context.maximum_version = version
+            reset_stream(stream)
+        elif octets := _FIRST_WORDS.get(greeting):
+            await stream.send_all(octets)
+            await stream.receive_some(_RECEIVE_OCTETS)  # or a reset could overtake them
