@@ -25,7 +25,6 @@ async def render(collector: Collector, *, accept: str) -> tuple[bytes, str]:
     """
     try:
         encode, content_type = choose_encoder(accept if len(accept) <= ACCEPT_CHARS_MAX else "")
-        content_type.encode("ascii")  # it repeats what the client asked for
     except (ValueError, TypeError):  # TypeError: how version=1.0.x ends in prometheus_client 0.26
         encode, content_type = choose_encoder("")
     parts: list[bytes] = []

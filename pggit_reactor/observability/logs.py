@@ -119,7 +119,7 @@ def _renderer(log_format: str | None) -> Processor:
         return structlog.processors.JSONRenderer(serializer=_to_json)
     if chosen == "console":
         colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        # The default formatter would print local variables where rich is installed.
+        # Tracebacks are text by now (format_exc_info). The default here is rich's, with local variables.
         plain = structlog.dev.plain_traceback
         return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain, timestamp_key="time")
     raise ConfigurationError(

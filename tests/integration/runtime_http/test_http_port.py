@@ -224,9 +224,10 @@ async def test_a_flood_of_idle_connections_does_not_keep_a_probe_out(metrics: Me
             for stream in idle:
                 await stream.send_all(b"GET /health HTTP/1.1\r\n")
             # Each asks and leaves; so two of the idle ones at most had to go.
-            assert (await get(address, "/health"))[0] == 200
-            assert (await get(address, "/ready"))[0] == 503
-            assert await idle[0].receive_some() == b""  # the one that had waited longest
+            with trio.fail_after(5):  # well within the time limit of a silent connection
+                assert (await get(address, "/health"))[0] == 200
+                assert (await get(address, "/ready"))[0] == 503
+                assert await idle[0].receive_some() == b""  # the one that had waited longest
         finally:
             for stream in idle:
                 await trio.aclose_forcefully(stream)
@@ -249,8 +250,17 @@ async def test_where_all_connections_are_being_answered_the_newcomer_is_closed(m
         for _ in range(CONNECTIONS_MAX):
             await asked.acquire()
         async with await connect(address) as stream:
-            assert await read_to_end(stream) == b""
+            with trio.fail_after(5):
+                assert await read_to_end(stream) == b""
         release.set()
+
+
+def test_two_newcomers_at_once_do_not_count_on_the_same_place() -> None:
+    scopes = {1: trio.CancelScope(), 2: trio.CancelScope()}
+    server = http_wire._Server(handler=None, clock=None, waiting=dict(scopes))
+
+    assert [server._close_longest_waiting() for _ in range(3)] == [True, True, False]
+    assert all(scope.cancel_called for scope in scopes.values())
 
 
 async def test_a_refresh_runs_before_the_scrape_and_is_shared_by_scrapers(metrics: Metrics) -> None:
@@ -304,6 +314,19 @@ async def test_a_handler_that_fails_answers_500_without_a_reason(metrics: Metric
 
     assert status == 500
     assert body == b"500 Internal Server Error\n"
+
+
+async def test_an_answer_that_cannot_be_sent_ends_its_connection_and_nothing_else(metrics: Metrics) -> None:
+    class Broken(WorkerProbes):
+        async def metrics(self, accept: str) -> tuple[bytes, str]:
+            return b"", "text/plain\r\nX-Injected: 1"
+
+    source = Broken(metrics=metrics, health=Health())
+    async with open_http_port(source, host="127.0.0.1") as address:
+        async with await connect(address) as stream:
+            await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await read_to_end(stream) == b""
+        assert (await get(address, "/health"))[0] == 200
 
 
 async def test_a_taken_port_is_a_configuration_error_that_says_what_to_do(metrics: Metrics) -> None:

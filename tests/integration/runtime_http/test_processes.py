@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import attrs
 import pytest
@@ -20,9 +22,12 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from pggit_reactor.errors import ConfigurationError
+from pggit_reactor.observability.health import Health
+from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime import fleet_probes, processes
 from pggit_reactor.runtime.child import Child
-from pggit_reactor.runtime.http_port import HttpAddress
+from pggit_reactor.runtime.fleet_probes import FleetProbes, Member
+from pggit_reactor.runtime.http_port import HttpAddress, WorkerProbes, open_http_port
 from pggit_reactor.runtime.http_wire import fetch
 from pggit_reactor.runtime.processes import run_processes
 
@@ -242,6 +247,55 @@ note("armed")
 
     assert fleet.status == 1
     assert fleet.notes(1)[2:] == fleet.notes(2)[2:] == ["term 1", "term 2"]
+
+
+async def test_a_child_that_the_second_signal_ends_has_not_ended_well(tmp_path: Path) -> None:
+    body = f"""
+signal.signal(signal.SIGTERM, lambda *_: (signal.signal(signal.SIGTERM, signal.SIG_DFL), note("term")))
+note("armed")
+{IDLE}"""
+    async with open_fleet(tmp_path, body, count=1, drain_seconds=15) as fleet:
+        await fleet.noted(1, "armed")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await fleet.noted(1, "term")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert fleet.status == 1
+
+
+async def test_a_child_that_a_drain_meets_before_it_has_a_handler_has_ended_well() -> None:
+    run = partial(run_processes, 1, command=["sleep", "1000"], worker_id="w", host="127.0.0.1", port=0)
+    statuses = []
+
+    async def keep(task_status: trio.TaskStatus[HttpAddress]) -> None:
+        statuses.append(await run(environ=os.environ, drain_seconds=5, task_status=task_status))
+
+    with trio.fail_after(4):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(keep)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert statuses == [0]
+
+
+async def test_what_an_ended_process_had_answered_is_not_taken_for_its_successors(tmp_path: Path) -> None:
+    member = Member(worker_id="w-1", socket_path=tmp_path / "1.sock")
+    member.child = cast("Child", SimpleNamespace(started=0.0))
+    metrics = Metrics(worker_id="w-1", version="1")
+    metrics.write_fenced(5)
+
+    class EndsWhileAnswering(WorkerProbes):
+        async def metrics(self, accept: str) -> tuple[bytes, str]:
+            member.ended(1, at=1.0)
+            member.child = cast("Child", SimpleNamespace(started=1.0))
+            return await super().metrics(accept)
+
+    source = EndsWhileAnswering(metrics=metrics, health=Health())
+    async with open_http_port(source, host=f"unix:{member.socket_path}"):
+        body, _ = await FleetProbes([member]).metrics("")
+
+    assert b"pggit_reactor_fenced_writes_total" not in body
+    assert b'worker_health_status{worker_id="w-1"} 0.0' in body
 
 
 async def test_a_child_that_does_not_end_in_time_is_killed(
