@@ -202,6 +202,7 @@ class _Fleet:
         member.socket_path.unlink(missing_ok=True)  # a killed predecessor leaves it, and binding would fail
         environ = {name: value for name, value in self.environ.items() if name not in _LEGACY_NAMES}
         environ["PGGIT_REACTOR_WORKER_ID"] = member.worker_id
+        environ["PGGIT_REACTOR_WORKER_PROCESSES"] = "1"  # else each would be a supervisor too, and so on
         environ["PGGIT_REACTOR_METRICS_HOST"] = f"{UNIX_PREFIX}{member.socket_path}"
         try:
             member.child = Child(self.command, environ=environ)

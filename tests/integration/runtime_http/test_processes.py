@@ -169,9 +169,11 @@ async def test_children_have_ids_and_sockets_of_their_own_and_no_legacy_id(tmp_p
     body = f"""
 note(os.environ["PGGIT_REACTOR_METRICS_HOST"])
 note("WORKER_ID" in os.environ)
+note(os.environ["PGGIT_REACTOR_WORKER_PROCESSES"])
 note(os.getsid(0) == os.getpid())
 {IDLE}"""
-    async with open_fleet(tmp_path, body, environ={"WORKER_ID": "pod-7"}) as fleet:
+    environ = {"WORKER_ID": "pod-7", "PGGIT_REACTOR_WORKER_PROCESSES": "2"}
+    async with open_fleet(tmp_path, body, environ=environ) as fleet:
         for number in (1, 2):
             await fleet.noted(number, "True")
         os.kill(os.getpid(), signal.SIGINT)
@@ -180,7 +182,7 @@ note(os.getsid(0) == os.getpid())
     assert fleet.status == 0
     assert all(name.startswith("unix:/") for name in sockets)
     assert len(set(sockets)) == 2
-    assert fleet.notes(1)[2:4] == ["False", "True"]
+    assert fleet.notes(1)[2:5] == ["False", "1", "True"]
     assert not Path(sockets[0].removeprefix("unix:")).parent.exists()
 
 
