@@ -203,7 +203,8 @@ def test_retry_after_is_obeyed_holds_the_webhook_and_uses_up_no_retry(row, asked
 
     capped = min(asked, RETRY_AFTER_SECONDS_MAX)
     assert decision.state is State.RETRYING
-    assert decision.delay_seconds >= capped
+    own_wait = row.backoff.delay_seconds(max(row.retry_count, row.attempt_count) + 1, row.draw)
+    assert decision.delay_seconds == max(capped, own_wait)
     assert not decision.counts_retry
     assert decision.webhook_hold_seconds == (capped or None)
 
