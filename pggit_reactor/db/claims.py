@@ -24,6 +24,8 @@ class Claim:
     """What one claim statement brought."""
 
     deliveries: tuple[ClaimedDelivery, ...]
+    concurrency: Mapping[WebhookId, int]
+    """How many attempts of each of these webhooks a worker may run at once."""
     next_due_seconds: Mapping[WebhookId, float | None]
     """For each webhook that may be sent to: seconds until its next row that is not yet due, within a day. A webhook
     that is missing is unregistered, paused, disabled or blocked."""
@@ -35,17 +37,19 @@ async def claim(
     connection: TrioConnection,
     budgets: Mapping[WebhookId, int],
     *,
+    in_flight: Mapping[WebhookId, int],
     lease_token: LeaseToken,
     lease_seconds: float,
     instance: str,
 ) -> Claim:
-    """Claim at most the budget of each webhook; the lease is the larger of *lease_seconds* and the webhook's attempt
+    """Claim at most the budget of each webhook, and no more than its concurrency leaves room for; the lease is the larger of *lease_seconds* and the webhook's attempt
     timeout plus 3 s."""
     cursor = await connection.execute(
         _SQL["claim"],
         {
             "webhook_ids": list(budgets.keys()),
             "budgets": list(budgets.values()),
+            "in_flights": [in_flight.get(webhook_id, 0) for webhook_id in budgets],
             "lease_seconds": lease_seconds,
             "lease_token": lease_token,
             "instance": instance,
@@ -54,10 +58,12 @@ async def claim(
         prepare=True,
     )
     deliveries: list[ClaimedDelivery] = []
+    concurrency: dict[WebhookId, int] = {}
     next_due: dict[WebhookId, float | None] = {}
     taken_over = 0
     for row in await cursor.fetchall():
         if row[1] is None:
+            concurrency[row[0]] = row[3]
             next_due[row[0]] = row[18]
             continue
         taken_over += row[17]
@@ -83,7 +89,12 @@ async def claim(
                 traceparent=row[16],
             )
         )
-    return Claim(deliveries=tuple(deliveries), next_due_seconds=next_due, taken_over=taken_over)
+    return Claim(
+        deliveries=tuple(deliveries),
+        concurrency=concurrency,
+        next_due_seconds=next_due,
+        taken_over=taken_over,
+    )
 
 
 async def release(connection: TrioConnection, deliveries: Sequence[ClaimedDelivery]) -> int:
@@ -109,10 +120,11 @@ async def fetch_body(connection: TrioConnection, delivery: ClaimedDelivery) -> b
     return None if row is None else row[0].encode()
 
 
-async def discover(connection: TrioConnection) -> list[WebhookId]:
-    """Return the registered, unblocked webhooks that have a row which is due and not leased."""
-    cursor = await connection.execute(_SQL["discover_limited"], prepare=True)
-    return [row[0] for row in await cursor.fetchall()]
+async def discover(connection: TrioConnection, *, horizon_seconds: float) -> dict[WebhookId, float]:
+    """Return the registered, unblocked webhooks that have a row which is not leased and due, or will be within the
+    horizon: in how many seconds, 0 for now."""
+    cursor = await connection.execute(_SQL["discover"], {"horizon_seconds": horizon_seconds}, prepare=True)
+    return dict(await cursor.fetchall())
 
 
 async def adopt_unknown(connection: TrioConnection) -> int:

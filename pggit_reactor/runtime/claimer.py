@@ -40,6 +40,9 @@ ADOPT_CHEAP_SECONDS: Final = 0.02
 TIMER_SLACK_SECONDS: Final = 0.002
 """A timer fires a little late rather than a little early, when its row would not yet be ready."""
 FAILED_RETRY_SECONDS: Final = 0.25
+CONCURRENCY_GUESS: Final = 32
+"""Before a first claim told the true one; the claim statement knows it."""
+CONCURRENCIES_MAX: Final = 50_000
 
 _log = get_logger("claimer")
 
@@ -87,7 +90,6 @@ class Brakes:
     stopped: Callable[[], bool]
     """Something is wrong that claiming would make worse: outcomes that cannot be written, bodies over budget."""
     suspended: Callable[[], frozenset[WebhookId]]
-    concurrency: Callable[[WebhookId], int]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -106,6 +108,7 @@ class Claimer:
     clock: Clock
     draining: bool = False
     _woken_at: float = attrs.field(default=0.0, init=False)
+    _concurrency: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
     _hot: HotSet = attrs.field(factory=HotSet, init=False)
     _wake: Wake = attrs.field(factory=Wake, init=False)
     _generation: int = attrs.field(default=0, init=False)
@@ -179,9 +182,12 @@ class Claimer:
         return self._hot.take(
             slots=self.capacity.slots,
             in_flight=self.capacity.by_webhook,
-            concurrency=self.brakes.concurrency,
+            concurrency=self._concurrency_of,
             suspended=self.brakes.suspended(),
         )
+
+    def _concurrency_of(self, webhook_id: WebhookId) -> int:
+        return self._concurrency.get(webhook_id, CONCURRENCY_GUESS)
 
     async def _poll(self) -> None:
         self._next_poll_at = trio.current_time() + self.poll_seconds
@@ -198,10 +204,15 @@ class Claimer:
             self._generation = self.lane.generation
             if adopted:
                 _log.info("webhook_ids_adopted", count=adopted)
-        found = await discover(connection)
-        if found:
+        found = await discover(connection, horizon_seconds=self.poll_seconds)
+        now = trio.current_time()
+        for webhook_id, seconds in found.items():
+            if seconds > 0:  # Retries of other workers, and of those that are gone: at their time, not at a poll.
+                self._hot.mark_at(webhook_id, now + seconds + TIMER_SLACK_SECONDS)
+        ready = [webhook_id for webhook_id, seconds in found.items() if seconds <= 0]
+        if ready:
             self.metrics.woken("poll")
-        self._hot.mark(found)
+        self._hot.mark(ready)
 
     async def _claim(self, budgets: dict[WebhookId, int]) -> None:
         token = LeaseToken(self.clock.random_token())
@@ -213,6 +224,7 @@ class Claimer:
                 claimed = await claim(
                     connection,
                     budgets,
+                    in_flight=self.capacity.by_webhook,
                     lease_token=token,
                     lease_seconds=self.lease_seconds,
                     instance=self.instance,
@@ -229,8 +241,10 @@ class Claimer:
         if claimed.taken_over:
             self.metrics.lease_expired(claimed.taken_over)
             _log.warning("expired_leases_taken_over", count=claimed.taken_over)
-        got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
-        self._hot.mark(webhook_id for webhook_id, budget in budgets.items() if got[webhook_id] >= budget)
+        if len(self._concurrency) > CONCURRENCIES_MAX:
+            self._concurrency.clear()
+        self._concurrency.update(claimed.concurrency)
+        self._hot.mark(self._not_exhausted(claimed, budgets))
         for webhook_id, seconds in claimed.next_due_seconds.items():
             if seconds is not None:
                 self._hot.mark_at(webhook_id, now + seconds + TIMER_SLACK_SECONDS)
@@ -238,3 +252,11 @@ class Claimer:
             self.dispatch(
                 claimed.deliveries, ClaimTimes(woken_at=self._woken_at, began_at=began, claimed_at=now)
             )
+
+    def _not_exhausted(self, claimed: Claim, budgets: dict[WebhookId, int]) -> Iterable[WebhookId]:
+        """Return the webhooks that gave all that was asked for, and so may have more."""
+        got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
+        for webhook_id, concurrency in claimed.concurrency.items():
+            asked = min(budgets[webhook_id], concurrency - self.capacity.by_webhook[webhook_id])
+            if got[webhook_id] >= asked:
+                yield webhook_id

@@ -22,8 +22,6 @@ from pggit_reactor.security.sealing import Sealer
 WEBHOOKS_MAX: Final = 20_000
 FRESH_SECONDS: Final = 60.0
 """A secret expires by time alone, without a new revision: copies are read again after this."""
-CONCURRENCY_UNKNOWN: Final = 32
-"""Before a webhook was first loaded; the claim statement knows the true one."""
 
 _log = get_logger("webhooks")
 
@@ -43,11 +41,6 @@ class WebhookBook:
     defaults: WebhookDefaults
     worker_id: str
     _entries: OrderedDict[WebhookId, _Entry] = attrs.field(factory=OrderedDict, init=False)
-
-    def concurrency(self, webhook_id: WebhookId) -> int:
-        """Return how many attempts of this webhook may run at once in this worker."""
-        entry = self._entries.get(webhook_id)
-        return CONCURRENCY_UNKNOWN if entry is None else entry.webhook.concurrency
 
     def known(self, webhook_id: WebhookId, revision: int) -> Webhook | None:
         """Return the copy if it is current."""

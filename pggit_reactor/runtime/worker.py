@@ -10,7 +10,9 @@ settings of the hot statements are state of a session, which a pooler in transac
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
@@ -56,6 +58,7 @@ HEARTBEAT_SECONDS: Final = 5.0
 CHORES_SECONDS_MAX: Final = 10.0
 LISTEN_RETRY_SECONDS: Final = 0.1
 LISTEN_RETRY_SECONDS_MAX: Final = 5.0
+LISTEN_PATIENCE_SECONDS: Final = 5.0
 CLOCK_SKEW_SECONDS_MAX: Final = 1.0
 SETTLE_BACKLOG_MAX: Final = 2048
 """Outcomes kept in memory before claiming stops, also while the database answers."""
@@ -76,6 +79,8 @@ class Worker:
     health: Health
     debug: bool = False
     reload: Callable[[], Awaitable[Sealer]] | None = None
+    ssl_context: ssl.SSLContext | None = None
+    """Whom to trust instead of the system's authorities (or those of SSL_CERT_FILE)."""
     _claimer: Claimer = attrs.field(init=False)
     _settler: Settler = attrs.field(init=False)
     _fanout: FanOut = attrs.field(init=False)
@@ -84,6 +89,8 @@ class Worker:
     _bodies: BodyBudget = attrs.field(init=False)
     _timeline: Timeline = attrs.field(init=False)
     _side: Lane = attrs.field(init=False)
+    _lanes: list[Lane] = attrs.field(factory=list, init=False)
+    _listening: trio.Event = attrs.field(factory=trio.Event, init=False)
     _stopped_claiming: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -115,7 +122,6 @@ class Worker:
             brakes=Brakes(
                 stopped=self._must_not_claim,
                 suspended=lambda: self._settler.suspended,
-                concurrency=self._book.concurrency,
             ),
             dispatch=self._dispatch,
             metrics=self.metrics,
@@ -130,7 +136,11 @@ class Worker:
     async def run(self, commands: Commands) -> int:
         """Work until a command says stop; return the exit status: 0 after a clean drain, 1 after an abort."""
         rules = self.settings.egress.rules()
-        async with open_transport(rules) as transport, trio.open_nursery() as services:
+        async with (
+            open_transport(rules, ssl_context=self.ssl_context) as transport,
+            self._closing_lanes(),
+            trio.open_nursery() as services,
+        ):
             async with trio.open_nursery() as attempts:
                 self._fanout = self._open_fanout(attempts, transport)
                 await self._start(services)
@@ -140,8 +150,16 @@ class Worker:
         _log.info("worker_stopped", exit_status=status)
         return status
 
+    @asynccontextmanager
+    async def _closing_lanes(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            for lane in self._lanes:
+                lane.close()
+
     def _lane(self, name: str, options: Mapping[str, str]) -> Lane:
-        return Lane(
+        lane = Lane(
             name=name,
             dsn=self._dsn(),
             application_name=f"pggit-reactor {name} {self.identity.worker_id}"[:63],
@@ -149,6 +167,8 @@ class Worker:
             draw=self.clock.draw,
             on_reconnect=self._reconnected,
         )
+        self._lanes.append(lane)
+        return lane
 
     def _dsn(self) -> Secret[str]:
         dsn = self.settings.database.listen_url or self.settings.database.url
@@ -214,6 +234,8 @@ class Worker:
             "chores": self._chores,
         }.items():
             services.start_soon(partial(supervise, name, run, clock=self.clock, metrics=self.metrics))
+        with trio.move_on_after(LISTEN_PATIENCE_SECONDS):  # Without LISTEN, polling carries on.
+            await self._listening.wait()
         self.health.mark_started()
         _log.info("worker_started", instance=self.identity.instance, version=self.identity.version)
 
@@ -239,6 +261,7 @@ class Worker:
                 ) as listener:
                     # Listening first, looking second: nothing can fall in between.
                     self._claimer.look_around()
+                    self._listening.set()
                     if failures:
                         self._reconnected("listener")
                     failures = 0

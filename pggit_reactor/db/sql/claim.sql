@@ -1,16 +1,20 @@
 -- name: claim
 -- Takes up to a budget of ready rows of each hot webhook under a lease, and tells when each webhook is next due.
--- One row a claimed delivery, and one with a null delivery_id for each webhook that may be sent to at all.
+-- One row a claimed delivery, and one with a null delivery_id for each webhook that may be sent to at all; in it, the
+-- column of the revision holds the webhook's concurrency.
 -- For each distinct priority present the claim index is probed with equality and ready_at <= now(): one range over
 -- all priorities would walk through every far retry. Leased rows are stepped over: no index knows a lease.
 -- crash_count rises where the lease of a worker that was not heard after it ran out is taken over.
 WITH hot AS MATERIALIZED (
     SELECT
         h.webhook_id,
-        h.budget,
+        -- The worker plans with the concurrency that an earlier claim told it, or with a guess.
+        greatest(least(h.budget, w.concurrency - h.in_flight), 0) AS budget,
+        w.concurrency,
         w.revision,
         now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until
-    FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[]) AS h (webhook_id, budget)
+    FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[])
+        AS h (webhook_id, budget, in_flight)
     JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
     LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
     WHERE l.blocked_until IS NULL OR l.blocked_until <= now()
@@ -85,7 +89,7 @@ FROM claimed AS c
 CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
 SELECT
-    h.webhook_id, NULL, NULL, h.revision, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     (
         WITH RECURSIVE level (priority) AS (
             (SELECT q.priority FROM pggit.alert_delivery_queue AS q
@@ -121,32 +125,36 @@ SELECT q.message_body::text
 FROM pggit.alert_delivery_queue AS q
 WHERE q.delivery_id = %(delivery_id)s AND q.lease_token = %(lease_token)s;
 
--- name: discover_limited
--- Webhooks that may be sent to and have a row that is due and not leased. Walks webhook_limit and probes the claim
--- index a priority at a time.
-SELECT l.webhook_id
+-- name: discover
+-- Webhooks that may be sent to and have a row that is not leased and due, or will be within the horizon; and in how many
+-- seconds. Walks webhook_limit and probes the claim index a priority at a time.
+SELECT l.webhook_id, extract(epoch FROM due.first_at - now())::float8
 FROM pggit.webhook_limit AS l
 JOIN pggit.webhook AS w ON w.webhook_id = l.webhook_id AND w.state = 'active'
-WHERE (l.blocked_until IS NULL OR l.blocked_until <= now())
-    AND EXISTS (
-        WITH RECURSIVE level (priority) AS (
-            (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-             WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
-             ORDER BY q.priority DESC LIMIT 1)
-            UNION ALL
-            SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                    WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
-                    ORDER BY q.priority DESC LIMIT 1)
-            FROM level WHERE level.priority IS NOT NULL
-        )
-        SELECT FROM level
-        CROSS JOIN LATERAL (
-            SELECT FROM pggit.alert_delivery_queue AS q
-            WHERE q.webhook_id = l.webhook_id AND q.priority = level.priority AND q.ready_at <= now()
-                AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
-            LIMIT 1
-        ) AS due
-    );
+CROSS JOIN LATERAL (
+    WITH RECURSIVE level (priority) AS (
+        (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+         WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
+         ORDER BY q.priority DESC LIMIT 1)
+        UNION ALL
+        SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
+                ORDER BY q.priority DESC LIMIT 1)
+        FROM level WHERE level.priority IS NOT NULL
+    )
+    -- The first row's own time would be read in vain where it may be minus infinity.
+    SELECT min(greatest(first.ready_at, now())) AS first_at
+    FROM level
+    CROSS JOIN LATERAL (
+        SELECT q.ready_at FROM pggit.alert_delivery_queue AS q
+        WHERE q.webhook_id = l.webhook_id AND q.priority = level.priority
+            AND q.ready_at <= now() + make_interval(secs => %(horizon_seconds)s)
+            AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
+        ORDER BY q.ready_at
+        LIMIT 1
+    ) AS first
+) AS due
+WHERE (l.blocked_until IS NULL OR l.blocked_until <= now()) AND due.first_at IS NOT NULL;
 
 -- name: adopt_unknown
 -- Finds ids in the queue that have no limit row (a recursive skip scan of the claim index) and gives them one:
