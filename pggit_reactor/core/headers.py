@@ -15,12 +15,17 @@ from typing import Final, cast
 from pggit_reactor.errors import BadHeadersError
 
 HEADER_COUNT_MAX: Final = 32
+HEADER_NAME_CHARS_MAX: Final = 128
 HEADER_BYTES_MAX: Final = 8192
 """Of all fields, each with its name, its value, ``": "`` and the line's end."""
 
 RESERVED_NAMES: Final = frozenset(
     {
+        # Set by the sender: where the request goes, who sends it, its trace, and that answers come as they are.
+        "accept-encoding",
+        "expect",
         "host",
+        "traceparent",
         "user-agent",
         # Hop-by-hop (RFC 9110, 7.6.1, and RFC 2616, 13.5.1): they belong to the connection.
         "connection",
@@ -94,6 +99,8 @@ def _unique_members(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _check_name(name: str, seen: set[str]) -> None:
     shown = ascii(name[:_NAME_SHOWN_CHARS])
+    if len(name) > HEADER_NAME_CHARS_MAX:
+        raise BadHeadersError(f"header name {shown}... is longer than {HEADER_NAME_CHARS_MAX} characters")
     if not _TOKEN.fullmatch(name):
         raise BadHeadersError(f"{shown} is no header name; letters, digits and - are safe (RFC 9110, 5.6.2)")
     folded = name.lower()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pggit_reactor.core.headers import (
     HEADER_BYTES_MAX,
     HEADER_COUNT_MAX,
+    HEADER_NAME_CHARS_MAX,
     RESERVED_NAMES,
     RESERVED_PREFIXES,
     check_extra_headers,
@@ -76,6 +77,12 @@ def test_a_name_that_is_no_token_is_refused(name):
 def test_a_value_that_would_change_on_its_way_is_refused(value):
     with pytest.raises(BadHeadersError, match="X-Extra"):
         check_extra_headers({"X-Extra": value})
+
+
+def test_a_name_may_be_as_long_as_sql_lets_it_be():
+    assert check_extra_headers({"x" * HEADER_NAME_CHARS_MAX: "v"})
+    with pytest.raises(BadHeadersError, match="longer than 128"):
+        check_extra_headers({"x" * (HEADER_NAME_CHARS_MAX + 1): "v"})
 
 
 def test_a_value_is_never_in_the_message():
