@@ -77,7 +77,8 @@ def split_statements(script: str) -> tuple[Statement, ...]:
 
 def _statements(script: str) -> Iterator[Statement]:
     state = _State()
-    position = 0
+    position = counted = 0
+    line = 1
     while position < len(script):
         token = _TOKEN.match(script, position)
         assert token is not None, "the last alternative takes anything"
@@ -86,19 +87,17 @@ def _statements(script: str) -> Iterator[Statement]:
             continue
         if token["mark"] and state.read_mark(token["mark"]):
             if state.start is not None:
-                yield _statement(script, state.start, position)
+                yield Statement(text=script[state.start : position], line=line)
             state = _State()
             continue
         if state.start is None:
             state.start = begin
+            line += script.count("\n", counted, begin)
+            counted = begin
         if token["word"]:
             state.read_word(token["word"].upper())
     if state.start is not None:
-        yield _statement(script, state.start, len(script))
-
-
-def _statement(script: str, start: int, end: int) -> Statement:
-    return Statement(text=script[start:end].rstrip(), line=script.count("\n", 0, start) + 1)
+        yield Statement(text=script[state.start :].rstrip(), line=line)
 
 
 def _end_of(script: str, token: re.Match[str]) -> int:

@@ -33,6 +33,10 @@ QUICK_SETTINGS: Final[Mapping[str, str]] = {
 }
 
 
+# Of the process, for several templates may stand on one server.
+_numbers: Final = count(1)
+
+
 class ReactorDatabase:
     """A migrated database for one test."""
 
@@ -83,7 +87,6 @@ class DatabaseTemplate:
         self._migrations = tuple(load_migrations() if migrations is None else migrations)
         digests = "".join(migration.digest for migration in self._migrations)
         self._key = hashlib.sha256(digests.encode()).hexdigest()[:12]
-        self._numbers = count(1)
         self._finished: list[str] = []
         self._admin = psycopg.connect(server.dsn.reveal(), autocommit=True)
 
@@ -99,7 +102,7 @@ class DatabaseTemplate:
     def clone(self) -> Iterator[ReactorDatabase]:
         """Provide a fresh database for the length of the block."""
         template = self._template()
-        name = f"reactor_test_{next(self._numbers)}"
+        name = f"reactor_test_{next(_numbers)}"
         self._run("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
         self._run("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy", name, template)
         database = ReactorDatabase(name, self._server.dsn_for(name))
