@@ -374,16 +374,20 @@ CREATE TRIGGER webhook_secret_after_change AFTER INSERT OR UPDATE OR DELETE ON p
 ---------------------------------------------------------------------------------------------------------------------
 
 -- Epoch milliseconds until which producers may stay silent; see docs/decisions/0010-sleep-gate.md.
-CREATE SEQUENCE pggit.reactor_gate MINVALUE 0 START 0;
+-- Unlogged: a crash of the server closes it.
+CREATE UNLOGGED SEQUENCE pggit.reactor_gate MINVALUE 0 START 0;
 COMMENT ON SEQUENCE pggit.reactor_gate IS 'Not a counter: epoch ms until which producers need not NOTIFY. Set by workers.';
 
-CREATE FUNCTION pggit.queue_after_insert() RETURNS trigger LANGUAGE plpgsql AS $$
--- Runs as the producer, once a statement. The payload is a hint: up to 64 webhook ids, or empty for "look yourself".
+CREATE FUNCTION pggit.queue_after_insert() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- Once a statement. The payload is a hint: up to 64 webhook ids, or empty for "look yourself". As its owner, because a
+-- producer behind somebody's view may not even use the schema. A gate more than 2 s ahead is nonsense, and closed.
 DECLARE
     webhook_count integer;
     hint text;
 BEGIN
-    IF coalesce(pg_sequence_last_value('pggit.reactor_gate'::regclass), 0) > extract(epoch FROM clock_timestamp()) * 1000
+    IF pg_sequence_last_value('pggit.reactor_gate'::regclass) - date_part('epoch', clock_timestamp()) * 1000
+            BETWEEN 0 AND 2000
         OR current_setting('pggit.notify', true) = 'off' THEN
         RETURN NULL;
     END IF;
@@ -460,6 +464,9 @@ BEGIN
     IF (SELECT count(*) FROM jsonb_object_keys(headers)) > 32 OR octet_length(headers::text) > 8192 THEN
         RETURN 'headers hold more than 32 fields or 8192 octets';
     END IF;
+    IF (SELECT count(DISTINCT lower(k)) <> count(*) FROM jsonb_object_keys(headers) AS k) THEN
+        RETURN 'headers name the same field twice, in different case';
+    END IF;
     FOR name, value IN SELECT * FROM jsonb_each(headers) LOOP
         IF name !~ '^[!#$%&''*+.^_`|~0-9A-Za-z-]{1,128}$' THEN
             RETURN format('header name %s is not a token of letters, digits and -', quote_literal(left(name, 64)));
@@ -470,8 +477,8 @@ BEGIN
             OR lower(name) ~ '^(content-|webhook-|x-pggit-)' THEN
             RETURN format('header %s is set by the sender itself', name);
         END IF;
-        IF jsonb_typeof(value) <> 'string' OR (value #>> '{}') !~ '^[\x20-\x7e]*$' THEN
-            RETURN format('the value of header %s must be a string of printable ASCII', name);
+        IF jsonb_typeof(value) <> 'string' OR (value #>> '{}') !~ '^([\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?)?$' THEN
+            RETURN format('the value of header %s must be a string of printable ASCII without outer spaces', name);
         END IF;
     END LOOP;
     RETURN NULL;

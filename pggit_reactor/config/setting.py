@@ -144,6 +144,7 @@ _DSN_PAIR: Final = re.compile(
     re.DOTALL,
 )
 _URL_PASSWORD: Final = re.compile(r"[a-z]+://[^/@]*:[^/]*@")
+UNIX_PREFIX: Final = "unix:"
 _HOST: Final = re.compile(r"[0-9A-Za-z_.:%-]{1,255}")
 WORKER_ID_CHARACTERS_MAX: Final = 128
 
@@ -176,6 +177,13 @@ def host_complaint(text: str) -> str | None:
     if _HOST.fullmatch(text):
         return None
     return f"{text!r} is not an address to listen on; right is such as 127.0.0.1, 0.0.0.0 or ::1"
+
+
+def port_host_complaint(text: str) -> str | None:
+    """As `host_complaint`; ``unix:`` and an absolute path is an address too: supervised workers have one."""
+    if text.startswith(UNIX_PREFIX) and text.removeprefix(UNIX_PREFIX).startswith("/"):
+        return None
+    return host_complaint(text)
 
 
 def worker_id_complaint(text: str) -> str | None:

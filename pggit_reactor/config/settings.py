@@ -18,6 +18,7 @@ from pggit_reactor.config.setting import (
     dsn_complaint,
     host_complaint,
     judge,
+    port_host_complaint,
     worker_id_complaint,
 )
 from pggit_reactor.core.egress import EgressRules
@@ -306,8 +307,8 @@ class MetricsSettings:
         validator=judge,
         metadata=about(
             "metrics.host",
-            "Address of /metrics, /health and /ready.",
-            check=host_complaint,
+            "Address of /metrics, /health and /ready; or unix: and an absolute path.",
+            check=port_host_complaint,
         ),
     )
     port: int = attrs.field(
