@@ -374,14 +374,17 @@ CREATE TRIGGER webhook_secret_after_change AFTER INSERT OR UPDATE OR DELETE ON p
 ---------------------------------------------------------------------------------------------------------------------
 
 -- Epoch milliseconds until which producers may stay silent; see docs/decisions/0010-sleep-gate.md.
--- Unlogged: a crash of the server closes it.
+-- Unlogged: a write costs no WAL flush, and a crash or a promotion, which cuts off whoever answers for an opening,
+-- leaves it closed.
 CREATE UNLOGGED SEQUENCE pggit.reactor_gate MINVALUE 0 START 0;
 COMMENT ON SEQUENCE pggit.reactor_gate IS 'Not a counter: epoch ms until which producers need not NOTIFY. Set by workers.';
 
 CREATE FUNCTION pggit.queue_after_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
--- Once a statement. The payload is a hint: up to 64 webhook ids, or empty for "look yourself". As its owner, because a
--- producer behind somebody's view may not even use the schema. A gate more than 2 s ahead is nonsense, and closed.
+-- Once a statement, as the owner: it must ask no right of a producer that the INSERT itself did not ask. It has to
+-- be an AFTER trigger: the gate may only be read by whoever has an xid. A value further ahead than a worker ever
+-- writes (2 s) is nonsense, a restored backup or a clock set back, and silences nobody.
+-- The payload is a hint: up to 64 webhook ids, or empty for "look yourself".
 DECLARE
     webhook_count integer;
     hint text;
@@ -581,6 +584,7 @@ END $$;
 REVOKE ALL ON FUNCTION pggit.enqueue(bigint, jsonb, bigint, text, text, integer, timestamptz, timestamptz, jsonb, text, text)
     FROM PUBLIC;
 REVOKE ALL ON FUNCTION pggit.add_audit_partitions() FROM PUBLIC;
+REVOKE ALL ON FUNCTION pggit.queue_after_insert() FROM PUBLIC;
 REVOKE ALL ON FUNCTION pggit.next_webhook_id() FROM PUBLIC;
 GRANT SELECT ON SEQUENCE pggit.reactor_gate TO PUBLIC;
 

@@ -136,6 +136,10 @@ class Metrics(Collector):
         """Count a wake-up of the claimer; *cause* is of `WAKE_CAUSES`."""
         self._wakeups[cause].inc()
 
+    def gate_opened(self) -> None:
+        """Count a time of silence that this worker gave producers."""
+        self._gate_openings.inc()
+
     def lease_expired(self, count: int = 1) -> None:
         """Count rows taken over after their lease ran out."""
         self._leases_expired.inc(count)
@@ -265,6 +269,9 @@ class Metrics(Collector):
         self._settle_seconds = self._histogram("settle_seconds", "Length of a settle.", _STATEMENT_BUCKETS)
         self._settle_rows = self._histogram("settle_rows", "Outcomes of a settle.", _ROWS_BUCKETS)
         self._settle_failures = self._counter("settle_failures_total", "Settles that were not written.")
+        self._gate_openings = self._counter(
+            "gate_openings_total", "Times that producers were let off NOTIFY under load."
+        )
         self._leases_expired = self._counter("leases_expired_total", "Rows taken over after their lease.")
         self._fenced_writes = self._counter("fenced_writes_total", "Outcomes that came too late to count.")
 

@@ -28,6 +28,7 @@ from pggit_reactor.errors import (
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
 from pggit_reactor.runtime.hotset import HotSet
 from pggit_reactor.runtime.wake import Wake
 
@@ -109,6 +110,10 @@ class Claimer:
     draining: bool = False
     _woken_at: float = attrs.field(default=0.0, init=False)
     _concurrency: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
+    gate: GateKeeper = attrs.field(
+        default=attrs.Factory(lambda self: GateKeeper(on_open=self.metrics.gate_opened), takes_self=True),
+        init=False,
+    )
     _hot: HotSet = attrs.field(factory=HotSet, init=False)
     _wake: Wake = attrs.field(factory=Wake, init=False)
     _generation: int = attrs.field(default=0, init=False)
@@ -149,7 +154,7 @@ class Claimer:
         while not self.draining:
             progress()
             try:
-                await self._turn()
+                await (self._turn_answering() if self.gate.answers else self._turn())
             except (DatabaseUnavailableError, ReadOnlyDatabaseError) as error:
                 _log.warning("claim_failed", reason=str(error))
             except RowLockedError as error:
@@ -157,6 +162,7 @@ class Claimer:
             except DatabaseError as error:
                 _log.error("claim_failed", reason=str(error), sqlstate=error.sqlstate)
                 await trio.sleep(FAILED_RETRY_SECONDS)
+        await self._leave()
 
     async def _turn(self) -> None:
         now = trio.current_time()
@@ -171,6 +177,41 @@ class Claimer:
         with trio.move_on_at(min(self._next_poll_at, self._hot.next_due())):
             await self._wake.wait()
             await self._gather()
+
+    async def _turn_answering(self) -> None:
+        """Claim while producers are silent on our account, and until nothing of that is left."""
+        now = trio.current_time()
+        self._hot.promote(now)
+        has_room = self.capacity.slots > 0 and not self.brakes.stopped()
+        async with self.lane.use() as connection:
+            if self.gate.is_busy(now) and has_room:
+                await self.gate.open(connection, self.lane.generation)
+            elif not self.gate.draining:
+                await self.gate.close(connection, self.lane.generation)
+                if not has_room:
+                    await tell_others(connection)
+            else:  # Begun anew where the connection is another one.
+                await self.gate.close(connection, self.lane.generation)
+            drained = await self.gate.drained(connection)
+            await self._look(connection)
+        budgets = self._plan()
+        if budgets:
+            await self._claim(budgets)
+        if drained:
+            # What the last look found is hot, or has a timer: it needs no notification.
+            self.gate.sleep()
+            return
+        with trio.move_on_after(self.gate.pause_seconds(now)):
+            await self._wake.wait()
+
+    async def _leave(self) -> None:
+        if not self.gate.answers:
+            return
+        try:
+            async with self.lane.use() as connection:
+                await self.gate.leave(connection, self.lane.generation)
+        except DatabaseError as error:
+            _log.warning("gate_left_to_lapse", reason=str(error))
 
     async def _gather(self) -> None:
         if self.capacity.in_flight >= GATHER_IN_FLIGHT_MIN:
@@ -207,7 +248,9 @@ class Claimer:
         found = await discover(connection, horizon_seconds=self.poll_seconds)
         now = trio.current_time()
         for webhook_id, seconds in found.items():
-            if seconds > 0:  # Retries of other workers, and of those that are gone: at their time, not at a poll.
+            if (
+                seconds > 0
+            ):  # Retries of other workers, and of those that are gone: at their time, not at a poll.
                 self._hot.mark_at(webhook_id, now + seconds + TIMER_SLACK_SECONDS)
         ready = [webhook_id for webhook_id, seconds in found.items() if seconds <= 0]
         if ready:
@@ -220,6 +263,8 @@ class Claimer:
             async with self.lane.use() as connection:
                 if self.lane.generation != self._generation:
                     await self._look(connection)
+                if not self.gate.answers and self.gate.is_busy(trio.current_time()):
+                    await self.gate.open(connection, self.lane.generation)
                 began = trio.current_time()
                 claimed = await claim(
                     connection,
@@ -238,6 +283,7 @@ class Claimer:
     def _after(self, claimed: Claim, budgets: dict[WebhookId, int], began: float) -> None:
         now = trio.current_time()
         self.metrics.claimed(rows=len(claimed.deliveries), seconds=now - began)
+        self.gate.record(len(claimed.deliveries), now)
         if claimed.taken_over:
             self.metrics.lease_expired(claimed.taken_over)
             _log.warning("expired_leases_taken_over", count=claimed.taken_over)

@@ -81,7 +81,7 @@ class Worker:
     reload: Callable[[], Awaitable[Sealer]] | None = None
     ssl_context: ssl.SSLContext | None = None
     """Whom to trust instead of the system's authorities (or those of SSL_CERT_FILE)."""
-    _claimer: Claimer = attrs.field(init=False)
+    claimer: Claimer = attrs.field(init=False)
     _settler: Settler = attrs.field(init=False)
     _fanout: FanOut = attrs.field(init=False)
     _capacity: Capacity = attrs.field(init=False)
@@ -113,7 +113,7 @@ class Worker:
             metrics=self.metrics,
             on_report=self._settled,
         )
-        self._claimer = Claimer(
+        self.claimer = Claimer(
             lane=self._lane("claim", CLAIM_OPTIONS),
             instance=self.identity.instance,
             lease_seconds=self.settings.worker.lease_seconds,
@@ -207,7 +207,7 @@ class Worker:
             clock=self.clock,
             metrics=self.metrics,
             settle=self._settler.put,
-            slot_freed=self._claimer.slot_freed,
+            slot_freed=self.claimer.slot_freed,
             on_finished=self._timeline.finished,
         )
 
@@ -243,9 +243,9 @@ class Worker:
 
     async def _claim(self) -> None:
         progress = self.health.watch(
-            "claimer", within_seconds=LOOP_SILENT_SECONDS_MAX + self._claimer.poll_seconds
+            "claimer", within_seconds=LOOP_SILENT_SECONDS_MAX + self.claimer.poll_seconds
         )
-        await self._claimer.run(progress)
+        await self.claimer.run(progress)
         self.health.unwatch("claimer")
         self._stopped_claiming.set()
 
@@ -260,7 +260,7 @@ class Worker:
                     on_round_trip=self._heard_canary,
                 ) as listener:
                     # Listening first, looking second: nothing can fall in between.
-                    self._claimer.look_around()
+                    self.claimer.look_around()
                     self._listening.set()
                     if failures:
                         self._reconnected("listener")
@@ -269,9 +269,9 @@ class Worker:
                         heard = await listener.hear()
                         self.metrics.woken("notify")
                         if heard.look_yourself:
-                            self._claimer.look_around()
+                            self.claimer.look_around()
                         else:
-                            self._claimer.hint(heard.webhook_ids)
+                            self.claimer.hint(heard.webhook_ids)
             except DatabaseError as error:
                 _log.warning("listener_lost", reason=str(error))
                 self.health.set_check("listener", ok=False, reason=str(error), required=False)
@@ -286,7 +286,7 @@ class Worker:
     async def _heartbeat(self) -> None:
         while True:
             await trio.sleep(HEARTBEAT_SECONDS)
-            await self._beat("draining" if self._claimer.draining else "running")
+            await self._beat("draining" if self.claimer.draining else "running")
 
     async def _beat(self, state: str) -> None:
         try:
@@ -333,8 +333,8 @@ class Worker:
         self._timeline.settled(report)
         for item in report.settled:
             if item.decision.state is State.RETRYING and item.decision.delay_seconds is not None:
-                self._claimer.schedule(item.webhook_id, item.decision.delay_seconds)
-        self._claimer.slot_freed()
+                self.claimer.schedule(item.webhook_id, item.decision.delay_seconds)
+        self.claimer.slot_freed()
 
     # -- stopping
 
@@ -343,7 +343,7 @@ class Worker:
             await self._reload()
         _log.info("draining", in_flight=self._capacity.in_flight, command=command.value)
         self.health.mark_draining()
-        self._claimer.stop()
+        self.claimer.stop()
         self._fanout.draining = True
         drained = False
         with trio.move_on_after(self.settings.worker.drain_seconds) as patience:

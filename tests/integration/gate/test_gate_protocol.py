@@ -102,7 +102,6 @@ async def test_an_opening_lapses_by_itself(
     assert not await silence.of(INSERT, producer=producer)
 
 
-@pytest.mark.xfail(strict=True, reason="the trigger has no upper bound yet: decision 0010")
 async def test_a_value_too_far_ahead_silences_nobody(
     worker: TrioConnection, producer: TrioConnection, silence: Silence
 ) -> None:
@@ -326,7 +325,6 @@ async def test_a_plain_producer_reads_the_gate(
     assert await silence.of(INSERT, producer=producer)
 
 
-@pytest.mark.xfail(strict=True, reason="the trigger runs as the producer yet: decision 0010")
 async def test_a_producer_behind_an_owners_view_needs_no_right_to_the_schema(
     reactor_database: ReactorDatabase, producer: TrioConnection, silence: Silence
 ) -> None:
@@ -356,7 +354,6 @@ def test_the_pause_of_a_drain_grows_with_the_wait_within_its_bounds(waited: floa
     assert pause <= max(PAUSE_SECONDS_MIN, waited / 50)
 
 
-@pytest.mark.xfail(strict=True, reason="the sequence is logged yet: decision 0010")
 async def test_prepared_transactions_are_waited_for_and_a_crash_leaves_the_gate_closed(
     tmp_path: Path, postgres_bin: Path | None
 ) -> None:
