@@ -30,20 +30,15 @@ def plan_budgets(demands: Iterable[Demand], *, slots: int) -> dict[WebhookId, in
     would be zero are left out.
     """
     open_demands = [demand for demand in demands if demand.room > 0]
-    # Small demands first: what they leave over raises the share of the others.
-    by_room = sorted(range(len(open_demands)), key=lambda index: open_demands[index].room)
+    # Small demands first: what they leave over raises the share of the others. Among equals the last in line goes
+    # first, because what does not divide evenly falls to those that come later here.
+    by_room = sorted(range(len(open_demands)), key=lambda index: (open_demands[index].room, -index))
     granted = [0] * len(open_demands)
     left = max(slots, 0)
     for position, index in enumerate(by_room):
         claimants = len(by_room) - position
         granted[index] = min(open_demands[index].room, left // claimants)
         left -= granted[index]
-    for index, demand in enumerate(open_demands):
-        if left == 0:
-            break
-        if granted[index] < demand.room:
-            granted[index] += 1
-            left -= 1
     return {
         demand.webhook_id: budget for demand, budget in zip(open_demands, granted, strict=True) if budget > 0
     }

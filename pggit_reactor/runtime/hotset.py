@@ -51,14 +51,17 @@ class HotSet:
         return self._timers[0][0] if self._timers else math.inf
 
     def promote(self, now: float) -> bool:
-        """Make hot what is due at *now*; tell whether anything was."""
+        """Make hot what is due at *now*; tell whether anything was.
+
+        Only a webhook's earliest time counts: the claim that follows it tells the next one.
+        """
         promoted = False
         while self._timers and self._timers[0][0] <= now:
             at, webhook_id = heapq.heappop(self._timers)
             if self._earliest.get(webhook_id) == at:
                 del self._earliest[webhook_id]
-            self._hot.setdefault(webhook_id)
-            promoted = True
+                self._hot.setdefault(webhook_id)
+                promoted = True
         return promoted
 
     def take(

@@ -1,0 +1,67 @@
+"""The hot set beside a model that is too simple to be wrong: nothing that was marked is ever lost."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from pggit_reactor.runtime.hotset import HotSet
+
+IDS = st.integers(min_value=1, max_value=6)
+
+
+class HotSetMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hot = HotSet()
+        self.now = 0.0
+        self.model_hot: set[int] = set()
+        self.model_due: dict[int, set[float]] = {}
+
+    @rule(ids=st.lists(IDS, max_size=4))
+    def mark(self, ids: list[int]) -> None:
+        self.hot.mark(ids)
+        self.model_hot.update(ids)
+
+    @rule(webhook_id=IDS, seconds=st.floats(min_value=0, max_value=50))
+    def mark_at(self, webhook_id: int, seconds: float) -> None:
+        self.hot.mark_at(webhook_id, self.now + seconds)
+        self.model_due.setdefault(webhook_id, set()).add(self.now + seconds)
+
+    @rule(seconds=st.floats(min_value=0, max_value=30))
+    def promote(self, seconds: float) -> None:
+        self.now += seconds
+        self.hot.promote(self.now)
+        for webhook_id, times in self.model_due.items():
+            if any(at <= self.now for at in times):
+                self.model_hot.add(webhook_id)
+                # Promoting leads to a claim, which tells the next due time anew: later ones need not be remembered.
+                times.clear()
+
+    @rule(
+        slots=st.integers(min_value=0, max_value=20),
+        busy=st.dictionaries(IDS, st.integers(min_value=0, max_value=5)),
+        suspended=st.frozensets(IDS, max_size=2),
+    )
+    def take(self, slots: int, busy: dict[int, int], suspended: frozenset[int]) -> None:
+        budgets = self.hot.take(slots=slots, in_flight=busy, concurrency=lambda _: 4, suspended=suspended)
+
+        assert set(budgets) <= self.model_hot - suspended
+        assert all(budget <= 4 - busy.get(webhook_id, 0) for webhook_id, budget in budgets.items())
+        able = {webhook_id for webhook_id in self.model_hot - suspended if busy.get(webhook_id, 0) < 4}
+        assert len(budgets) == min(len(able), slots)
+        self.model_hot -= set(budgets)
+
+    @invariant()
+    def what_is_hot_is_what_was_marked_and_not_taken(self) -> None:
+        assert len(self.hot) == len(self.model_hot)
+
+    @invariant()
+    def the_next_timer_is_not_later_than_the_earliest_that_is_owed(self) -> None:
+        owed = [at for times in self.model_due.values() for at in times]
+        assert self.hot.next_due() <= min(owed, default=math.inf)
+
+
+TestHotSet = HotSetMachine.TestCase
