@@ -61,6 +61,7 @@ class AnswerReader:
         "body_whole",
         "complete",
         "fields",
+        "retry_after",
         "reusable",
         "started",
         "status",
@@ -75,6 +76,8 @@ class AnswerReader:
         """Nothing more is to be read: the answer is whole, or the rest of it is not wanted."""
         self.body_whole = False
         """The body arrived as its framing promised."""
+        self.retry_after: str | None = None
+        """`Retry-After` as sent, cut short; what it means is the core's to say."""
         self.reusable = False
         """The connection stands exactly before the next answer, and the receiver keeps it open."""
         self._head = b""
@@ -106,15 +109,6 @@ class AnswerReader:
         if self.status is not None and not self.complete:
             until_close = self._length is None and not self._chunked
             self._finish(body_whole=until_close)
-
-    def field(self, name: bytes) -> bytes | None:
-        """Return the first value of the field *name* (lower-case)."""
-        return next((value for field_name, value in self.fields if field_name.lower() == name), None)
-
-    def retry_after(self) -> str | None:
-        """Return `Retry-After` as sent, cut short; what it means is the core's to say."""
-        value = self.field(b"retry-after")
-        return None if value is None else value[:RETRY_AFTER_CHARS_MAX].decode("latin-1").strip()
 
     def body(self) -> bytes:
         """Return what was kept of the body."""
@@ -181,6 +175,8 @@ class AnswerReader:
             lower_name = name.lower()
             if lower_name == b"content-length":
                 self._length = int(value)  # llhttp let through digits only, once, and below 2**64
+            elif lower_name == b"retry-after" and self.retry_after is None:
+                self.retry_after = value[:RETRY_AFTER_CHARS_MAX].decode("latin-1").strip()
             elif lower_name == b"transfer-encoding":
                 if old or self._chunked or value.strip().lower() != b"chunked":
                     raise _malformed("its Transfer-Encoding is not a single 'chunked'")

@@ -84,7 +84,7 @@ class Exchange:
         self._on_phase = on_phase
         self._marks: dict[str, float] = {}
         self._started_at = 0.0
-        self._scope = trio.CancelScope()
+        self._scope: trio.CancelScope | None = None
 
     @property
     def phases(self) -> Phases:
@@ -94,15 +94,15 @@ class Exchange:
     async def run(self, deadline_seconds: float) -> None:
         """Make the attempt. Raises nothing but `Cancelled`; no connection stays behind that is not whole."""
         self._started_at = trio.current_time()
-        self._scope.deadline = self._started_at + deadline_seconds
-        with self._scope:
+        self._scope = scope = trio.CancelScope(deadline=self._started_at + deadline_seconds)
+        with scope:
             try:
                 await self._send()
             except AttemptError as error:
                 self.failure = error.failure
             except Exception as error:  # noqa: BLE001  # the one supervisor of an attempt: counted as a crash
                 self.failure = _crashed(error)
-        if self._scope.cancelled_caught and self.answer.status is None:
+        if scope.cancelled_caught and self.answer.status is None:
             self.failure = self._too_late(deadline_seconds)
         self.elapsed_seconds = trio.current_time() - self._started_at
 
@@ -181,7 +181,7 @@ class Exchange:
         self.answer.feed(octets)
         if self.answer.status is not None and "answered" not in self._marks:
             self._mark("answered")
-            if not self.answer.complete:
+            if not self.answer.complete and self._scope is not None:
                 self._scope.deadline = min(self._scope.deadline, trio.current_time() + BODY_SECONDS_MAX)
 
     def _mark(self, phase: str) -> None:

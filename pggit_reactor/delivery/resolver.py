@@ -75,15 +75,7 @@ class SystemResolver:
             await look_up.done.wait()
             assert look_up.result is not None
             self._slow.pop(host, None)
-            try:
-                addresses = tuple(look_up.result.unwrap())
-            except OSError as error:
-                raise look_up_failed(host, error) from error
-            except UnicodeError as error:  # getaddrinfo's own word for a name that DNS cannot hold
-                raise AttemptError(FailureKind.DNS, f"{host}: not a name that DNS can hold") from error
-            if len(addresses) > _ADDRESSES_MAX:
-                raise AttemptError(FailureKind.DNS, f"{host}: more than {_ADDRESSES_MAX} addresses")
-            return addresses
+            return _addresses(host, look_up.result)
         self._note_slow(host)
         raise AttemptError(
             FailureKind.DNS, f"{host}: the look-up took longer than {self._look_up_seconds:g} s"
@@ -121,6 +113,21 @@ class SystemResolver:
         self._slow.move_to_end(host)
         while len(self._slow) > _SLOW_NAMES_MAX:
             self._slow.popitem(last=False)
+
+
+def _addresses(host: str, result: outcome.Outcome[Sequence[str]]) -> tuple[str, ...]:
+    """Return what was found, or raise what was said; not by `unwrap`, which serves one asker only."""
+    if isinstance(result, outcome.Error):
+        error = result.error
+        if isinstance(error, UnicodeError):  # getaddrinfo's own word for it
+            raise AttemptError(FailureKind.DNS, f"{host}: not a name that DNS can hold") from error
+        if isinstance(error, OSError):
+            raise look_up_failed(host, error) from error
+        raise error
+    assert isinstance(result, outcome.Value)
+    if len(result.value) > _ADDRESSES_MAX:
+        raise AttemptError(FailureKind.DNS, f"{host}: more than {_ADDRESSES_MAX} addresses")
+    return tuple(result.value)
 
 
 def _getaddrinfo(host: str, port: int) -> Sequence[str]:

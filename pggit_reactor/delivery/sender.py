@@ -281,7 +281,7 @@ def _outcome(exchange: Exchange) -> Answer | AttemptFailure:
     """Return the answer where its whole head is here, whatever went wrong afterwards."""
     answer = exchange.answer
     if answer.status is not None:
-        return Answer(status=answer.status, retry_after=answer.retry_after(), excerpt=answer.excerpt())
+        return Answer(status=answer.status, retry_after=answer.retry_after, excerpt=answer.excerpt())
     assert exchange.failure is not None, "an exchange ends with an answer or with a failure"
     return exchange.failure
 

@@ -38,6 +38,7 @@ class Wire:
     async def secure(cls, raw: socket.socket, context: ssl.SSLContext, *, host: str, address: str) -> Self:
         """Agree on TLS over the connected *raw*, closed where that fails. *host* is who it must be."""
         try:
+            raw.getpeername()  # Where this fails, wrap_socket would too, and leave its own socket unclosed.
             tls = context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
         except BaseException:
             raw.close()

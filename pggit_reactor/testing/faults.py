@@ -155,7 +155,6 @@ class FaultProxy:
                     continue
                 if not await self._deliver(octets, sink, direction):
                     break
-                self.octets[direction] += len(octets)
             else:
                 await sink.send_eof()
                 return
@@ -167,13 +166,12 @@ class FaultProxy:
         if math.isfinite(faults.octets_per_second):
             await trio.sleep(len(octets) / faults.octets_per_second)
         left = faults.cut_in_octets
+        fitting = octets if left is None else octets[:left]
         if left is not None:
-            faults.cut_in_octets = max(0, left - len(octets))
-            if len(octets) > left:
-                await sink.send_all(octets[:left])
-                return False
-        await sink.send_all(octets)
-        return True
+            faults.cut_in_octets = left - len(fitting)
+        await sink.send_all(fitting)
+        self.octets[direction] += len(fitting)
+        return len(fitting) == len(octets)
 
     async def _wait_flowing(self, faults: _Faults) -> None:
         while faults.stalled:

@@ -257,7 +257,7 @@ def test_fields_of_interim_answers_and_trailers_are_not_those_of_the_answer():
     interim = b"HTTP/1.1 103 Early\r\nRetry-After: 1\r\n\r\n"
     answer = read(interim + CHUNKED + b"0\r\nRetry-After: 2\r\n\r\n")
 
-    assert answer.retry_after() is None
+    assert answer.retry_after is None
     assert answer.fields == [(b"Transfer-Encoding", b"chunked")]
 
 
@@ -265,8 +265,8 @@ def test_retry_after_is_kept_as_sent_and_cut_short():
     short = read(OK + LENGTH + b"RETRY-AFTER: Fri, 31 Dec 1999 23:59:59 GMT\r\n\r\nok")
     long = read(OK + LENGTH + b"Retry-After: " + b"9" * 1000 + b"\r\n\r\nok")
 
-    assert short.retry_after() == "Fri, 31 Dec 1999 23:59:59 GMT"
-    assert long.retry_after() == "9" * 64
+    assert short.retry_after == "Fri, 31 Dec 1999 23:59:59 GMT"
+    assert long.retry_after == "9" * 64
 
 
 def test_the_excerpt_holds_nothing_that_rules_a_terminal():
