@@ -23,7 +23,14 @@ from pggit_reactor.db.translate import one_line, translate_errors
 from pggit_reactor.db.waiting import drive_connecting
 from pggit_reactor.errors import ConfigurationError, DatabaseUnavailableError
 
-__all__ = ["TrioConnection", "TrioCursor", "connect", "open_connection", "translate_errors"]
+__all__ = [
+    "TrioConnection",
+    "TrioCursor",
+    "connect",
+    "connection_parameters",
+    "open_connection",
+    "translate_errors",
+]
 
 Parameters = dict[str, Any]
 
@@ -56,7 +63,7 @@ async def connect(
     `DatabaseUnavailableError` that names every failure, `ConfigurationError` where *dsn* cannot be read.
     """
     failures: list[str] = []
-    for host in _hosts(_parameters(dsn, application_name, options)):
+    for host in _hosts(connection_parameters(dsn, application_name, options)):
         for address in await _addresses(host, connect_timeout_seconds, failures):
             try:
                 connection = await _open(address, connect_timeout_seconds)
@@ -92,7 +99,8 @@ async def open_connection(
         connection.close_now()
 
 
-def _parameters(dsn: Secret[str], application_name: str, options: Mapping[str, str]) -> Parameters:
+def connection_parameters(dsn: Secret[str], application_name: str, options: Mapping[str, str]) -> Parameters:
+    """Return libpq's parameters for *dsn* with ours; those of *dsn* win, and *options* are added."""
     try:
         given = conninfo_to_dict(dsn.reveal())
     except (psycopg.Error, UnicodeError):

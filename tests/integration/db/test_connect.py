@@ -274,6 +274,7 @@ async def test_a_held_lock_is_a_locked_row(reactor_database):
 async def test_a_broken_deadlock_is_a_locked_row(reactor_database):
     first, second = [await reactor_database.connect(deadlock_timeout="10ms") for _ in range(2)]
     await first.execute("CREATE TABLE forks AS SELECT generate_series(1, 2) AS fork")
+    holding = []
     both_hold_one = trio.Event()
     failures = []
 
@@ -281,7 +282,8 @@ async def test_a_broken_deadlock_is_a_locked_row(reactor_database):
         try:
             async with connection.transaction():
                 await connection.execute("SELECT * FROM forks WHERE fork = %s FOR UPDATE", (mine,))
-                if connection is second:
+                holding.append(mine)
+                if len(holding) == 2:
                     both_hold_one.set()
                 await both_hold_one.wait()
                 await connection.execute("SELECT * FROM forks WHERE fork = %s FOR UPDATE", (theirs,))
@@ -290,7 +292,6 @@ async def test_a_broken_deadlock_is_a_locked_row(reactor_database):
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(dine, first, 1, 2)
-        await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(dine, second, 2, 1)
 
     assert [type(failure) for failure in failures] == [RowLockedError]

@@ -56,6 +56,10 @@ def test_what_generators_yield_and_are_sent_has_the_bits_that_we_read():
     )
 
 
+def test_the_loop_that_psycopg_waits_on_is_found_by_a_name_that_we_may_replace():
+    assert callable(psycopg.waiting.get_running_loop)
+
+
 async def test_a_connection_has_the_attributes_that_we_set_and_read(reactor_database):
     connection = await reactor_database.connect()
     plain = AsyncConnection.__new__(AsyncConnection)
