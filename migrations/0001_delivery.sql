@@ -286,9 +286,12 @@ CREATE TABLE pggit.reactor_worker (
     state text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'draining', 'stopped')),
     started_at timestamptz NOT NULL DEFAULT now(),
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
+    steady_since timestamptz NOT NULL DEFAULT now(),
     in_flight integer NOT NULL DEFAULT 0
 ) WITH (fillfactor = 40);
 COMMENT ON TABLE pggit.reactor_worker IS 'Workers and when they were last heard; instance is what leased_by holds.';
+COMMENT ON COLUMN pggit.reactor_worker.steady_since IS
+    'Since when its heartbeats have come without a gap: only a worker that saw the database live on may call another dead.';
 
 CREATE TABLE pggit.key_check (
     key_id text PRIMARY KEY,

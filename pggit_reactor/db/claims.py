@@ -40,10 +40,14 @@ async def claim(
     in_flight: Mapping[WebhookId, int],
     lease_token: LeaseToken,
     lease_seconds: float,
+    silence_seconds: float,
     instance: str,
 ) -> Claim:
     """Claim at most the budget of each webhook, and no more than its concurrency leaves room for; the lease is the larger of *lease_seconds* and the webhook's attempt
-    timeout plus 3 s."""
+    timeout plus 3 s.
+
+    A worker that was last heard more than *silence_seconds* before its lease ran out is taken for dead.
+    """
     cursor = await connection.execute(
         _SQL["claim"],
         {
@@ -52,6 +56,7 @@ async def claim(
             "in_flights": [in_flight.get(webhook_id, 0) for webhook_id in budgets],
             "lease_seconds": lease_seconds,
             "lease_token": lease_token,
+            "silence_seconds": silence_seconds,
             "instance": instance,
             "inline_bytes": INLINE_BODY_BYTES_MAX,
         },

@@ -33,4 +33,4 @@ def statements(subject: str) -> MappingProxyType[str, LiteralString]:
 def _bare(body: str) -> LiteralString:
     # The files are ours and shipped with the package, which is what LiteralString asks for.
     lines = (line for line in body.splitlines() if not line.lstrip().startswith("--"))
-    return "\n".join(lines).strip().removesuffix(";")  # type: ignore[return-value]
+    return "\n".join(lines).strip().removesuffix(";")

@@ -41,9 +41,17 @@ class Figures:
 
 
 async def heartbeat(
-    connection: TrioConnection, identity: WorkerIdentity, *, state: str, in_flight: int
+    connection: TrioConnection,
+    identity: WorkerIdentity,
+    *,
+    state: str,
+    in_flight: int,
+    silence_seconds: float,
 ) -> float:
-    """Say that the worker lives; return the database's time in Unix seconds."""
+    """Say that the worker lives; return the database's time in Unix seconds.
+
+    A gap of more than *silence_seconds* since the last heartbeat is remembered: see `claims.claim`.
+    """
     cursor = await connection.execute(
         _SQL["heartbeat"],
         {
@@ -55,6 +63,7 @@ async def heartbeat(
             "capacity": identity.capacity,
             "state": state,
             "in_flight": in_flight,
+            "silence_seconds": silence_seconds,
         },
         prepare=True,
     )

@@ -100,6 +100,7 @@ class Claimer:
     lane: Lane
     instance: str
     lease_seconds: float
+    silence_seconds: float
     poll_seconds: float
     capacity: Capacity
     brakes: Brakes
@@ -272,6 +273,7 @@ class Claimer:
                     in_flight=self.capacity.by_webhook,
                     lease_token=token,
                     lease_seconds=self.lease_seconds,
+                    silence_seconds=self.silence_seconds,
                     instance=self.instance,
                 )
         except BaseException:

@@ -47,7 +47,7 @@ class FanOut:
     nursery: trio.Nursery
     send: Send
     book: WebhookBook
-    side_lane: Lane
+    load_lane: Lane
     capacity: Capacity
     bodies: BodyBudget
     backoff: Backoff
@@ -86,7 +86,7 @@ class FanOut:
         """Give back the leases of what is still running, after its tasks were cancelled; return how many."""
         unfinished = list(self._running.values())
         self._running.clear()
-        async with self.side_lane.use() as connection:
+        async with self.load_lane.use() as connection:
             return await release(connection, unfinished)
 
     async def _introduce(self, strangers: dict[WebhookId, list[ClaimedDelivery]], times: ClaimTimes) -> None:
@@ -144,7 +144,7 @@ class FanOut:
         if delivery.body is not None:
             return delivery.body
         try:
-            async with self.side_lane.use() as connection:
+            async with self.load_lane.use() as connection:
                 return await fetch_body(connection, delivery)
         except DatabaseError as error:
             _log.warning("body_not_loaded", delivery_id=delivery.delivery_id, reason=str(error))
@@ -161,7 +161,7 @@ class FanOut:
 
     async def _give_back(self, deliveries: Sequence[ClaimedDelivery]) -> None:
         try:
-            async with self.side_lane.use() as connection:
+            async with self.load_lane.use() as connection:
                 await release(connection, deliveries)
         except DatabaseError as error:
             # Their leases expire by themselves.

@@ -54,7 +54,11 @@ from pggit_reactor.runtime.webhook_book import WebhookBook
 from pggit_reactor.security.sealing import Sealer
 
 ABORT_SECONDS_MAX: Final = 2.0
-HEARTBEAT_SECONDS: Final = 5.0
+HEARTBEATS_A_LEASE: Final = 6
+HEARTBEAT_SECONDS_MAX: Final = 5.0
+HEARTBEATS_MISSED_MAX: Final = 2
+"""A worker that missed more before its lease ran out is taken for dead. An attempt ends 3 s and more before its
+lease, so the last heartbeat of one that was killed in an attempt is older than that."""
 CHORES_SECONDS_MAX: Final = 10.0
 LISTEN_RETRY_SECONDS: Final = 0.1
 LISTEN_RETRY_SECONDS_MAX: Final = 5.0
@@ -89,6 +93,9 @@ class Worker:
     _bodies: BodyBudget = attrs.field(init=False)
     _timeline: Timeline = attrs.field(init=False)
     _side: Lane = attrs.field(init=False)
+    """For what can wait: heartbeat, chores, figures."""
+    _load: Lane = attrs.field(init=False)
+    """For what a delivery waits for: webhooks, large bodies, leases given back."""
     _lanes: list[Lane] = attrs.field(factory=list, init=False)
     _listening: trio.Event = attrs.field(factory=trio.Event, init=False)
     _stopped_claiming: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -97,9 +104,10 @@ class Worker:
         self._capacity = Capacity(self.settings.worker.attempts_max)
         self._bodies = BodyBudget(self.settings.worker.body_bytes_max)
         self._side = self._lane("side", SIDE_OPTIONS)
+        self._load = self._lane("load", SIDE_OPTIONS)
         self._timeline = Timeline(metrics=self.metrics, debug=self.debug)
         self._book = WebhookBook(
-            lane=self._side,
+            lane=self._load,
             sealer=self.sealer,
             defaults=WebhookDefaults(
                 attempt_timeout_seconds=self.settings.delivery.timeout_seconds,
@@ -117,6 +125,7 @@ class Worker:
             lane=self._lane("claim", CLAIM_OPTIONS),
             instance=self.identity.instance,
             lease_seconds=self.settings.worker.lease_seconds,
+            silence_seconds=self._heartbeat_seconds * HEARTBEATS_MISSED_MAX,
             poll_seconds=self.settings.worker.poll_seconds,
             capacity=self._capacity,
             brakes=Brakes(
@@ -149,6 +158,10 @@ class Worker:
             services.cancel_scope.cancel()
         _log.info("worker_stopped", exit_status=status)
         return status
+
+    @property
+    def _heartbeat_seconds(self) -> float:
+        return min(HEARTBEAT_SECONDS_MAX, self.settings.worker.lease_seconds / HEARTBEATS_A_LEASE)
 
     @asynccontextmanager
     async def _closing_lanes(self) -> AsyncIterator[None]:
@@ -200,7 +213,7 @@ class Worker:
             nursery=attempts,
             send=send,
             book=self._book,
-            side_lane=self._side,
+            load_lane=self._load,
             capacity=self._capacity,
             bodies=self._bodies,
             backoff=Backoff(base_seconds=self.settings.delivery.backoff_base_seconds),
@@ -285,7 +298,7 @@ class Worker:
 
     async def _heartbeat(self) -> None:
         while True:
-            await trio.sleep(HEARTBEAT_SECONDS)
+            await trio.sleep(self._heartbeat_seconds)
             await self._beat("draining" if self.claimer.draining else "running")
 
     async def _beat(self, state: str) -> None:
@@ -293,7 +306,11 @@ class Worker:
             async with self._side.use() as connection:
                 before = self.clock.wall()
                 database_time = await heartbeat(
-                    connection, self.identity, state=state, in_flight=self._capacity.in_flight
+                    connection,
+                    self.identity,
+                    state=state,
+                    in_flight=self._capacity.in_flight,
+                    silence_seconds=self._heartbeat_seconds * HEARTBEATS_MISSED_MAX,
                 )
                 skew = database_time - (before + self.clock.wall()) / 2
         except DatabaseError as error:

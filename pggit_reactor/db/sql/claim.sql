@@ -4,7 +4,8 @@
 -- column of the revision holds the webhook's concurrency.
 -- For each distinct priority present the claim index is probed with equality and ready_at <= now(): one range over
 -- all priorities would walk through every far retry. Leased rows are stepped over: no index knows a lease.
--- crash_count rises where the lease of a worker that was not heard after it ran out is taken over.
+-- crash_count rises where a lease that ran out is taken over, its holder had fallen silent before it ran out, and the
+-- claimer itself was heard all that time: so not for a lost database, and not for an outcome that could not be written.
 WITH hot AS MATERIALIZED (
     SELECT
         h.webhook_id,
@@ -36,9 +37,15 @@ picked AS MATERIALIZED (
         SELECT
             r.delivery_id,
             r.lease_token IS NOT NULL AS taken_over,
-            r.lease_token IS NOT NULL AND NOT EXISTS (
-                SELECT FROM pggit.reactor_worker AS other
-                WHERE other.instance = r.leased_by AND other.heartbeat_at >= r.lease_expires_at) AS crashed
+            r.lease_token IS NOT NULL
+                AND NOT EXISTS (
+                    SELECT FROM pggit.reactor_worker AS holder
+                    WHERE holder.instance = r.leased_by
+                        AND holder.heartbeat_at >= r.lease_expires_at - make_interval(secs => %(silence_seconds)s))
+                AND EXISTS (
+                    SELECT FROM pggit.reactor_worker AS me
+                    WHERE me.instance = %(instance)s
+                        AND me.steady_since <= r.lease_expires_at - make_interval(secs => %(silence_seconds)s)) AS crashed
         FROM level
         CROSS JOIN LATERAL (
             SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at

@@ -3,7 +3,9 @@
 INSERT INTO pggit.reactor_worker AS r (instance, worker_id, version, host, pid, capacity, state, in_flight)
 VALUES (%(instance)s, %(worker_id)s, %(version)s, %(host)s, %(pid)s, %(capacity)s, %(state)s, %(in_flight)s)
 ON CONFLICT (instance) DO UPDATE
-SET heartbeat_at = clock_timestamp(), state = excluded.state, in_flight = excluded.in_flight
+SET steady_since = CASE WHEN clock_timestamp() - r.heartbeat_at <= make_interval(secs => %(silence_seconds)s)
+                        THEN r.steady_since ELSE clock_timestamp() END,
+    heartbeat_at = clock_timestamp(), state = excluded.state, in_flight = excluded.in_flight
 RETURNING extract(epoch FROM clock_timestamp())::float8;
 
 -- name: try_chores_lock
