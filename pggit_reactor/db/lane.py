@@ -56,6 +56,7 @@ class Lane:
     draw: Callable[[], float]
     """Uniform in [0, 1): jitter of reconnects."""
     on_reconnect: Callable[[str], None] = lambda _: None
+    on_lost: Callable[[str, str], None] = lambda _name, _reason: None
     use_seconds: float = USE_SECONDS
     _connection: TrioConnection | None = None
     _lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
@@ -83,8 +84,9 @@ class Lane:
                     raise DatabaseUnavailableError(
                         f"the database gave no answer on the {self.name} connection within {self.use_seconds:g} s"
                     )
-            except (DatabaseUnavailableError, ReadOnlyDatabaseError):
+            except (DatabaseUnavailableError, ReadOnlyDatabaseError) as error:
                 self._lost()
+                self.on_lost(self.name, str(error))
                 raise
             self._failures = 0
 

@@ -179,6 +179,7 @@ class Worker:
             options=options,
             draw=self.clock.draw,
             on_reconnect=self._reconnected,
+            on_lost=self._lost,
         )
         self._lanes.append(lane)
         return lane
@@ -192,6 +193,10 @@ class Worker:
     def _reconnected(self, name: str) -> None:
         self.metrics.reconnected(name)
         _log.info("database_reconnected", connection=name)
+
+    def _lost(self, name: str, reason: str) -> None:
+        # Not ready from the first sign on; the next heartbeat that is written says otherwise.
+        self.health.set_check("database", ok=False, reason=f"{name} connection: {reason}")
 
     def _must_not_claim(self) -> bool:
         return self._settler.failing or self._settler.backlog > SETTLE_BACKLOG_MAX or self._bodies.is_full
@@ -314,7 +319,6 @@ class Worker:
                 )
                 skew = database_time - (before + self.clock.wall()) / 2
         except DatabaseError as error:
-            self.health.set_check("database", ok=False, reason=str(error))
             _log.warning("heartbeat_failed", reason=str(error))
             return
         self.health.set_check("database", ok=True)
