@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import trio
 from psycopg import OperationalError
@@ -51,13 +51,12 @@ async def drive(generator: Generator[Any, Any, T], descriptor: int) -> T:
                 ready = await _ready_to_write(descriptor, state, eager=bool(rounds % EAGER_ROUNDS_MAX))
                 state = generator.send(ready)
     except StopIteration as stop:
-        value: T = stop.value
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return cast("T", stop.value)
     except (trio.ClosedResourceError, OSError) as error:
         generator.close()
         raise OperationalError("the socket of the connection was closed") from error
-    if not waited:
-        await trio.lowlevel.cancel_shielded_checkpoint()
-    return value
 
 
 async def drive_connecting(generator: Generator[tuple[int, Any], Any, T]) -> T:
@@ -72,11 +71,10 @@ async def drive_connecting(generator: Generator[tuple[int, Any], Any, T]) -> T:
                 ready = await _ready_to_write(descriptor, state, eager=True)
             descriptor, state = generator.send(ready)
     except StopIteration as stop:
-        value: T = stop.value
+        return cast("T", stop.value)
     except (trio.ClosedResourceError, OSError) as error:
         generator.close()
         raise OperationalError("the socket of the connection was closed") from error
-    return value
 
 
 async def _ready_to_write(descriptor: int, state: int, *, eager: bool) -> int:
