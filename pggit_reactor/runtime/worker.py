@@ -23,18 +23,12 @@ from pggit_reactor.config.settings import Settings
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.model import AttemptResult, ClaimedDelivery, State, Webhook
 from pggit_reactor.core.secret import Secret
-from pggit_reactor.db.claims import end_unknown, prune_limits
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS, Lane
 from pggit_reactor.db.listener import open_listener
 from pggit_reactor.db.settle import SettleReport
 from pggit_reactor.db.webhooks import WebhookDefaults
 from pggit_reactor.db.workers import (
     WorkerIdentity,
-    add_audit_partitions,
-    forget_silent_workers,
-    heartbeat,
-    read_figures,
-    try_chores_lock,
 )
 from pggit_reactor.delivery.sender import WebhookTransport, open_transport, send_attempt
 from pggit_reactor.errors import ConfigurationError, DatabaseError
@@ -50,20 +44,14 @@ from pggit_reactor.runtime.settler import Settler
 from pggit_reactor.runtime.signals import Command, Commands
 from pggit_reactor.runtime.supervisor import supervise
 from pggit_reactor.runtime.timeline import Timeline
+from pggit_reactor.runtime.upkeep import Upkeep
 from pggit_reactor.runtime.webhook_book import WebhookBook
 from pggit_reactor.security.sealing import Sealer
 
 ABORT_SECONDS_MAX: Final = 2.0
-HEARTBEATS_A_LEASE: Final = 6
-HEARTBEAT_SECONDS_MAX: Final = 5.0
-HEARTBEATS_MISSED_MAX: Final = 2
-"""A worker that missed more before its lease ran out is taken for dead. An attempt ends 3 s and more before its
-lease, so the last heartbeat of one that was killed in an attempt is older than that."""
-CHORES_SECONDS_MAX: Final = 10.0
 LISTEN_RETRY_SECONDS: Final = 0.1
 LISTEN_RETRY_SECONDS_MAX: Final = 5.0
 LISTEN_PATIENCE_SECONDS: Final = 5.0
-CLOCK_SKEW_SECONDS_MAX: Final = 1.0
 SETTLE_BACKLOG_MAX: Final = 2048
 """Outcomes kept in memory before claiming stops, also while the database answers."""
 LOOP_SILENT_SECONDS_MAX: Final = 60.0
@@ -92,6 +80,7 @@ class Worker:
     _book: WebhookBook = attrs.field(init=False)
     _bodies: BodyBudget = attrs.field(init=False)
     _timeline: Timeline = attrs.field(init=False)
+    _upkeep: Upkeep = attrs.field(init=False)
     _side: Lane = attrs.field(init=False)
     """For what can wait: heartbeat, chores, figures."""
     _load: Lane = attrs.field(init=False)
@@ -105,6 +94,15 @@ class Worker:
         self._bodies = BodyBudget(self.settings.worker.body_bytes_max)
         self._side = self._lane("side", SIDE_OPTIONS)
         self._load = self._lane("load", SIDE_OPTIONS)
+        self._upkeep = Upkeep(
+            lane=self._side,
+            identity=self.identity,
+            settings=self.settings,
+            clock=self.clock,
+            metrics=self.metrics,
+            health=self.health,
+            in_flight=lambda: self._capacity.in_flight,
+        )
         self._timeline = Timeline(metrics=self.metrics, debug=self.debug)
         self._book = WebhookBook(
             lane=self._load,
@@ -125,7 +123,7 @@ class Worker:
             lane=self._lane("claim", CLAIM_OPTIONS),
             instance=self.identity.instance,
             lease_seconds=self.settings.worker.lease_seconds,
-            silence_seconds=self._heartbeat_seconds * HEARTBEATS_MISSED_MAX,
+            silence_seconds=self._upkeep.silence_seconds,
             poll_seconds=self.settings.worker.poll_seconds,
             capacity=self._capacity,
             brakes=Brakes(
@@ -158,10 +156,6 @@ class Worker:
             services.cancel_scope.cancel()
         _log.info("worker_stopped", exit_status=status)
         return status
-
-    @property
-    def _heartbeat_seconds(self) -> float:
-        return min(HEARTBEAT_SECONDS_MAX, self.settings.worker.lease_seconds / HEARTBEATS_A_LEASE)
 
     @asynccontextmanager
     async def _closing_lanes(self) -> AsyncIterator[None]:
@@ -233,7 +227,7 @@ class Worker:
         self._fanout.dispatch(deliveries, times)
 
     async def _start(self, services: trio.Nursery) -> None:
-        probes = WorkerProbes(metrics=self.metrics, health=self.health, refresh=self._refresh)
+        probes = WorkerProbes(metrics=self.metrics, health=self.health, refresh=self._upkeep.refresh)
         await services.start(
             partial(
                 serve_http_port,
@@ -243,13 +237,13 @@ class Worker:
                 clock=self.clock,
             )
         )
-        await self._beat("running")
+        await self._upkeep.beat("running")
         for name, run in {
             "settler": self._settler.run,
             "listener": self._listen,
             "claimer": self._claim,
-            "heartbeat": self._heartbeat,
-            "chores": self._chores,
+            "heartbeat": self._upkeep.run_heartbeat,
+            "chores": self._upkeep.run_chores,
         }.items():
             services.start_soon(partial(supervise, name, run, clock=self.clock, metrics=self.metrics))
         with trio.move_on_after(LISTEN_PATIENCE_SECONDS):  # Without LISTEN, polling carries on.
@@ -301,55 +295,6 @@ class Worker:
         self.metrics.set_notify_lag(seconds)
         self.health.set_check("listener", ok=True, required=False)
 
-    async def _heartbeat(self) -> None:
-        while True:
-            await trio.sleep(self._heartbeat_seconds)
-            await self._beat("draining" if self.claimer.draining else "running")
-
-    async def _beat(self, state: str) -> None:
-        try:
-            async with self._side.use() as connection:
-                before = self.clock.wall()
-                database_time = await heartbeat(
-                    connection,
-                    self.identity,
-                    state=state,
-                    in_flight=self._capacity.in_flight,
-                    silence_seconds=self._heartbeat_seconds * HEARTBEATS_MISSED_MAX,
-                )
-                skew = database_time - (before + self.clock.wall()) / 2
-        except DatabaseError as error:
-            _log.warning("heartbeat_failed", reason=str(error))
-            return
-        self.health.set_check("database", ok=True)
-        self.metrics.set_clock_skew(skew)
-        if abs(skew) > CLOCK_SKEW_SECONDS_MAX:
-            _log.warning("clock_skew", seconds=round(skew, 3), allowed_seconds=CLOCK_SKEW_SECONDS_MAX)
-
-    async def _chores(self) -> None:
-        hold = self.settings.delivery.unknown_webhook_hold_seconds
-        while True:
-            try:
-                async with self._side.use() as connection, connection.transaction():
-                    if await try_chores_lock(connection):
-                        ended = await end_unknown(connection, hold_seconds=hold)
-                        if ended:
-                            _log.warning("unknown_webhook_rows_ended", count=ended)
-                        await prune_limits(connection)
-                        await add_audit_partitions(connection)
-                        await forget_silent_workers(connection)
-            except DatabaseError as error:
-                _log.warning("chores_failed", reason=str(error))
-            await trio.sleep(min(CHORES_SECONDS_MAX, max(1.0, hold)))
-
-    async def _refresh(self) -> None:
-        async with self._side.use() as connection:
-            figures = await read_figures(connection)
-        self.metrics.set_queue(depth=figures.depth, oldest_age_seconds=figures.oldest_age_seconds)
-        self.metrics.set_notification_queue_usage(figures.notification_queue_usage)
-        self.metrics.set_webhooks_paused_unopenable(figures.paused_unopenable)
-        self.metrics.set_unknown_webhook_rows(figures.unknown_webhook_rows)
-
     def _settled(self, report: SettleReport) -> None:
         self._timeline.settled(report)
         for item in report.settled:
@@ -364,6 +309,7 @@ class Worker:
             await self._reload()
         _log.info("draining", in_flight=self._capacity.in_flight, command=command.value)
         self.health.mark_draining()
+        self._upkeep.draining = True
         self.claimer.stop()
         self._fanout.draining = True
         drained = False
@@ -378,7 +324,7 @@ class Worker:
         if not drained:
             await self._abort()
         with trio.move_on_after(ABORT_SECONDS_MAX, shield=True):
-            await self._beat("stopped")
+            await self._upkeep.beat("stopped")
         return 0 if drained else 1
 
     async def _abort_at_second_signal(self, commands: Commands, patience: trio.CancelScope) -> None:
