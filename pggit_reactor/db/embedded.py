@@ -23,8 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
@@ -32,7 +32,7 @@ import trio
 
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.binaries import ServerUser, find_binaries, server_user, within_reach
-from pggit_reactor.db.processes import kill_family, postmaster_lines, postmaster_of
+from pggit_reactor.db.processes import kill_family, kill_group, postmaster_lines, postmaster_of
 from pggit_reactor.errors import ConfigurationError, EmbeddedPostgresError
 
 SUPERUSER: Final = "reactor"
@@ -54,7 +54,7 @@ _KEPT_ENVIRONMENT: Final = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "TZ")
 _READY_LINE: Final = 7  # of postmaster.pid, from 0
 _IN_USE: Final = "Address already in use"
 
-Steps = Iterator[float]
+Steps = Generator[float, None, None]
 
 
 class EmbeddedPostgres:
@@ -287,7 +287,7 @@ class EmbeddedPostgres:
             yield from _until(lambda: process.poll() is not None, INIT_SECONDS_MAX)
         finally:
             if process.poll() is None:
-                process.kill()
+                kill_group(process.pid)  # Its children too: they would go on writing into the folder.
             process.wait()
         if process.returncode != 0:
             raise EmbeddedPostgresError(f"initdb failed in {self.data}: {self._log_tail()}")
@@ -406,14 +406,17 @@ def _folder(data: Path | None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+# Closed by us: a generator that an exception left behind ends, and cleans up, only when the exception is forgotten.
 def _run(steps: Steps) -> None:
-    for pause in steps:
-        time.sleep(pause)
+    with closing(steps):
+        for pause in steps:
+            time.sleep(pause)
 
 
 async def _run_async(steps: Steps) -> None:
-    for pause in steps:
-        await trio.sleep(pause)
+    with closing(steps):
+        for pause in steps:
+            await trio.sleep(pause)
 
 
 def _until(condition: Callable[[], bool], seconds: float) -> Steps:

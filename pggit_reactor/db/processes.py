@@ -25,6 +25,16 @@ def kill_family(pid: int) -> None:
         wait_for_end(handles)
 
 
+def kill_group(group: int) -> None:
+    """Kill all members of the process group *group* with SIGKILL, and wait until they have ended."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    # After the signal, which reaches all members at once: so none can have been forked meanwhile.
+    dying = [pid for pid, (_, of_group) in _parents_and_groups().items() if of_group == group]
+    with process_handles(dying) as handles:
+        wait_for_end(handles)
+
+
 def postmaster_lines(cluster: Path) -> list[str]:
     """Return the lines of the server's own pid file; none where it is not running."""
     try:
@@ -47,15 +57,18 @@ def postmaster_of(cluster: Path) -> int | None:
 
 def children_of(parent: int) -> list[int]:
     """Return the pids of the children of *parent*."""
-    children = []
+    return [pid for pid, (of_parent, _) in _parents_and_groups().items() if of_parent == parent]
+
+
+def _parents_and_groups() -> dict[int, tuple[int, int]]:
+    """Return parent and process group of each process."""
+    found = {}
     for stat_file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            # The name in parentheses may hold anything, so count from its end: state, then the parent.
-            if stat_file.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1] == str(
-                parent
-            ):
-                children.append(int(stat_file.parent.name))
-    return children
+            # The name in parentheses may hold anything, so count from its end: state, parent, group.
+            fields = stat_file.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+            found[int(stat_file.parent.name)] = (int(fields[1]), int(fields[2]))
+    return found
 
 
 @contextmanager
