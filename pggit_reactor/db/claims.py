@@ -43,10 +43,10 @@ async def claim(
     silence_seconds: float,
     instance: str,
 ) -> Claim:
-    """Claim at most the budget of each webhook, and no more than its concurrency leaves room for; the lease is the larger of *lease_seconds* and the webhook's attempt
-    timeout plus 3 s.
+    """Claim at most the budget of each webhook, and no more than its concurrency leaves room for.
 
-    A worker that was last heard more than *silence_seconds* before its lease ran out is taken for dead.
+    The lease is the larger of *lease_seconds* and the webhook's attempt timeout plus 3 s. A worker that was last heard
+    more than *silence_seconds* before its lease ran out is taken for dead.
     """
     cursor = await connection.execute(
         _SQL["claim"],

@@ -81,9 +81,7 @@ class Lane:
                     scope.deadline = trio.current_time() + self.use_seconds
                     yield connection
                 if scope.cancelled_caught:
-                    raise DatabaseUnavailableError(
-                        f"the database gave no answer on the {self.name} connection within {self.use_seconds:g} s"
-                    )
+                    raise self._too_slow()
             except (DatabaseUnavailableError, ReadOnlyDatabaseError) as error:
                 self._lost()
                 self.on_lost(self.name, str(error))
@@ -111,6 +109,12 @@ class Lane:
         if self.generation > 1:
             self.on_reconnect(self.name)
         return self._connection
+
+    def _too_slow(self) -> DatabaseUnavailableError:
+        silence = f"within {self.use_seconds:g} s"
+        return DatabaseUnavailableError(
+            f"the database gave no answer on the {self.name} connection {silence}"
+        )
 
     def _lost(self) -> None:
         self.close()

@@ -102,7 +102,7 @@ class GateKeeper:
             return
         with trio.move_on_after(LEAVE_SECONDS_MAX):
             await self.close(connection, generation)
-            while not await self.drained(connection):
+            while not await self.drained(connection):  # noqa: ASYNC110  # only a query tells
                 await trio.sleep(_LEAVE_PAUSE_SECONDS)
         await tell_others(connection)
         self.sleep()

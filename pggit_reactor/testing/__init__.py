@@ -1,0 +1,1 @@
+"""The kit for tests of pipelines, receivers and the reactor itself."""

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import attrs
@@ -88,7 +88,7 @@ class Rig:
         places = ", ".join(f"%({name})s" for name in values)
         await self.database.execute(
             f"INSERT INTO pggit.webhook ({', '.join(values)}) VALUES ({places})", values
-        )  # noqa: S608  # names are ours
+        )
         await self.database.execute(
             "INSERT INTO pggit.webhook_secret (webhook_id, version, sealed_secret) VALUES (%s, 1, %s)",
             (webhook_id, sealer.seal(SIGNING_SECRET.encode(), place=secret_place(webhook_id, 1))),
@@ -119,7 +119,7 @@ class Rig:
 
     async def row(self, delivery_id: int, *columns: str) -> tuple[Any, ...]:
         """Return columns of one delivery."""
-        query = f"SELECT {', '.join(columns)} FROM pggit.alert_delivery_queue WHERE delivery_id = %s"  # noqa: S608
+        query = f"SELECT {', '.join(columns)} FROM pggit.alert_delivery_queue WHERE delivery_id = %s"
         (row,) = await self.database.fetch(query, (delivery_id,))
         return row
 
@@ -279,10 +279,8 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """SIGKILL it and what it started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     async def wait(self, *, seconds: float = 30.0) -> int:
         """Wait for its end; return its exit status."""

@@ -150,7 +150,8 @@ async def test_extra_headers_trace_and_event_type_travel_with_a_row(rig: Rig):
     webhook_id = await rig.add_webhook()
     trace = f"00-{'a' * 32}-{'b' * 16}-01"
     await rig.database.execute(
-        "SELECT pggit.enqueue(%s, '{}', p_headers => '{\"X-Team\": \"db\"}', p_traceparent => %s, p_event_type => 'x.y')",
+        "SELECT pggit.enqueue(%s, '{}', p_headers => '{\"X-Team\": \"db\"}', p_traceparent => %s,"
+        " p_event_type => 'x.y')",
         (webhook_id, trace),
     )
     async with rig.worker():
@@ -227,8 +228,10 @@ async def test_rows_with_times_that_python_cannot_hold_stop_nothing(rig: Rig):
     webhook_id = await rig.add_webhook()
     async with rig.worker():
         await rig.database.execute(
-            "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body, created_at, expires_at, next_retry_at)"
-            " VALUES (1, %(id)s, '1', '-infinity', 'infinity', NULL), (1, %(id)s, '2', '4000-01-01 BC', '290000-01-01', NULL),"
+            "INSERT INTO pggit.alert_delivery_queue"
+            " (alert_id, webhook_id, message_body, created_at, expires_at, next_retry_at)"
+            " VALUES (1, %(id)s, '1', '-infinity', 'infinity', NULL),"
+            "        (1, %(id)s, '2', '4000-01-01 BC', '290000-01-01', NULL),"
             "        (1, %(id)s, '3', now(), NULL, '-infinity'), (1, %(id)s, '4', 'infinity', NULL, NULL)",
             {"id": webhook_id},
         )
