@@ -11,6 +11,7 @@ import ssl
 import traceback
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import PurePath
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -93,8 +94,8 @@ class Exchange:
 
     async def run(self, deadline_seconds: float) -> None:
         """Make the attempt. Raises nothing but `Cancelled`; no connection stays behind that is not whole."""
-        self._started_at = trio.current_time()
-        self._scope = scope = trio.CancelScope(deadline=self._started_at + deadline_seconds)
+        self._started_at = perf_counter()
+        self._scope = scope = trio.CancelScope(deadline=trio.current_time() + deadline_seconds)
         with scope:
             try:
                 await self._send()
@@ -104,7 +105,7 @@ class Exchange:
                 self.failure = _crashed(error)
         if scope.cancelled_caught and self.answer.status is None:
             self.failure = self._too_late(deadline_seconds)
-        self.elapsed_seconds = trio.current_time() - self._started_at
+        self.elapsed_seconds = perf_counter() - self._started_at
 
     async def _send(self) -> None:
         wire = self._pool.take(self._key)
@@ -185,7 +186,7 @@ class Exchange:
                 self._scope.deadline = min(self._scope.deadline, trio.current_time() + BODY_SECONDS_MAX)
 
     def _mark(self, phase: str) -> None:
-        self._marks[phase] = seconds = trio.current_time() - self._started_at
+        self._marks[phase] = seconds = perf_counter() - self._started_at
         if self._on_phase is not None:
             self._on_phase(phase, seconds)
 
