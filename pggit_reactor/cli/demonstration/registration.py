@@ -1,0 +1,42 @@
+"""The demo's webhook, registered by the functions that `webhook add` uses, and by the same policy."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from typing import Final
+
+import attrs
+
+from pggit_reactor.app import parse_keys
+from pggit_reactor.config.settings import Settings
+from pggit_reactor.core.model import WebhookId
+from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.signing import SECRET_OCTETS_MIN, new_secret
+from pggit_reactor.core.url_policy import parse_target
+from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.keys import ensure_keys
+from pggit_reactor.db.registry import By, Change, add
+from pggit_reactor.security.sealing import Sealer
+
+NAME: Final = "demo"
+
+
+@attrs.frozen(kw_only=True)
+class Registered:
+    """The new webhook, and the secret that its receiver needs."""
+
+    webhook_id: WebhookId
+    secret: Secret[str]
+
+
+async def register(connection: TrioConnection, settings: Settings, *, url: str) -> Registered:
+    """Register *url* with a new secret; the URL policy of *settings* has its say."""
+    target = parse_target(url, settings.egress.rules())
+    keyring = parse_keys(settings)
+    by = By(name="demo", host=socket.gethostname())
+    await ensure_keys(connection, keyring, by=by.name, must_register=True)
+    secret = Secret(new_secret(secrets.token_bytes(SECRET_OCTETS_MIN)))
+    change = Change(name=NAME, url=Secret(url), url_origin=target.origin)
+    webhook_id = await add(connection, Sealer(keyring), change, secret=secret, by=by)
+    return Registered(webhook_id=webhook_id, secret=secret)
