@@ -1,0 +1,151 @@
+"""What the commands of one call share: settings, the name of who acts, one way to the database.
+
+Commands use the native connection of `db/connect.py`: a single one, for a moment, is quicker to open than a
+pool, and nothing of asyncio is imported. No session setting is sent (a pooler refuses them), so waits are
+bounded on this side: `DATABASE_SECONDS`, after which the statement is cancelled in the server.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import click
+
+from pggit_reactor.errors import ConfigurationError, DatabaseUnavailableError, KeyringError
+
+if TYPE_CHECKING:
+    from pggit_reactor.config.settings import Settings
+    from pggit_reactor.core.secret import Secret
+    from pggit_reactor.db.connect import TrioConnection
+    from pggit_reactor.db.registry import By
+    from pggit_reactor.security.keyring import Keyring
+    from pggit_reactor.security.sealing import Sealer
+
+T = TypeVar("T")
+
+DATABASE_SECONDS: Final = 60.0
+DEFAULT_CONFIG: Final = Path("reactor.toml")
+ACTOR_CHARACTERS_MAX: Final = 128
+
+
+class Session:
+    """One call of the command line. Everything is read when it is first needed."""
+
+    def __init__(
+        self, *, config: Path | None = None, log_level: str | None = None, actor_name: str | None = None
+    ) -> None:
+        self._config = config
+        self._log_level = log_level
+        self._actor_name = actor_name
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings; warnings go to standard error, once. ConfigurationError lists all that is wrong."""
+        from pggit_reactor.config.load import load_settings
+
+        overrides = {} if self._log_level is None else {"log.level": self._log_level}
+        loaded = load_settings(environ=os.environ, toml_path=self._toml_path(), overrides=overrides)
+        for warning in loaded.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        return loaded.settings
+
+    def _toml_path(self) -> Path | None:
+        if self._config is not None:
+            return self._config
+        return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
+
+    @property
+    def wants_tracebacks(self) -> bool:
+        """Whether errors come with tracebacks: at log level debug. Never raises."""
+        if self._log_level is not None:
+            return self._log_level == "debug"
+        if "settings" in self.__dict__:
+            return self.settings.log.level == "debug"
+        return os.environ.get("PGGIT_REACTOR_LOG_LEVEL", "").strip().lower() == "debug"
+
+    @cached_property
+    def actor(self) -> By:
+        """The user of the operating system, or who was named by ``--as``; for the audit log."""
+        from pggit_reactor.db.registry import By
+
+        return By(name=self._actor_name or _os_user(), host=socket.gethostname())
+
+    @cached_property
+    def keyring(self) -> Keyring:
+        """The master keys; KeyringError where none is set."""
+        from pggit_reactor.security.keyring import Keyring
+
+        text = self.settings.keys.master_key
+        if text is None:
+            raise KeyringError(
+                "no master key is set; set PGGIT_REACTOR_MASTER_KEY_FILE to a key file "
+                "(`pggit-reactor key new` prints a key for it)"
+            )
+        return Keyring.parse(text)
+
+    async def open_sealer(self, connection: TrioConnection) -> Sealer:
+        """Return what seals and opens, with keys that were proved to be those of the database.
+
+        The first use of a key registers it. KeyringError names a key that is wrong or missing.
+        """
+        from pggit_reactor.db.keys import ensure_keys
+        from pggit_reactor.security.sealing import Sealer
+
+        await ensure_keys(connection, self.keyring, by=self.actor.name, must_register=True)
+        return Sealer(self.keyring)
+
+    def database_url(self) -> Secret[str]:
+        """Return the DSN; ConfigurationError where none is set."""
+        url = self.settings.database.url
+        if url is None:
+            raise ConfigurationError(
+                "no database is set; set PGGIT_REACTOR_DATABASE_URL (or DATABASE_URL), or database.url in "
+                f"{self._config or DEFAULT_CONFIG}"
+            )
+        return url
+
+    def run(self, main: Callable[[], Awaitable[T]]) -> T:
+        """Run *main* on Trio."""
+        import trio
+
+        return trio.run(main)
+
+    @asynccontextmanager
+    async def open_database(
+        self, *, any_schema: bool = False, seconds: float = DATABASE_SECONDS
+    ) -> AsyncIterator[TrioConnection]:
+        """Open a connection to the database whose schema this program can use.
+
+        *any_schema* leaves the schema unlooked at. The whole block may take *seconds*.
+        """
+        import trio
+
+        from pggit_reactor.db.connect import open_connection
+        from pggit_reactor.db.migrate import require_current
+
+        with trio.move_on_after(seconds) as scope:
+            async with open_connection(
+                self.database_url(), application_name="pggit-reactor cli", prepare_threshold=None
+            ) as connection:
+                if not any_schema:
+                    await require_current(connection)
+                yield connection
+        if scope.cancelled_caught:
+            raise DatabaseUnavailableError(f"the database did not finish within {seconds:g} s; try again")
+
+
+def _os_user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's arbitrary user
+        return f"uid {os.getuid()}"
+
+
+pass_session = click.make_pass_decorator(Session)

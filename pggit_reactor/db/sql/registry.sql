@@ -1,0 +1,84 @@
+-- name: next_id
+SELECT pggit.next_webhook_id();
+
+-- name: add
+INSERT INTO pggit.webhook (
+    webhook_id, name, sealed_url, url_origin, rate_per_s, burst, concurrency, attempt_timeout, max_attempts,
+    give_up_after, sealed_headers, max_body_bytes, signature_scope, labels, state_by)
+VALUES (
+    %(webhook_id)s, %(name)s, %(sealed_url)s, %(url_origin)s, coalesce(%(rate_per_s)s::numeric, 100),
+    coalesce(%(burst)s::integer, 20), coalesce(%(concurrency)s::integer, 32),
+    make_interval(secs => %(attempt_timeout)s::float8), %(max_attempts)s::integer,
+    make_interval(secs => coalesce(%(give_up_after)s::float8, 259200)), %(sealed_headers)s, %(max_body_bytes)s::integer,
+    coalesce(%(signature_scope)s, 'full'), %(labels)s::jsonb, %(by)s);
+
+-- name: add_secret
+INSERT INTO pggit.webhook_secret (webhook_id, version, sealed_secret, created_by)
+VALUES (%(webhook_id)s, %(version)s, %(sealed_secret)s, %(by)s);
+
+-- name: change
+-- Writes every changeable column: the row is locked and was read in the same transaction.
+UPDATE pggit.webhook AS w
+SET name = %(name)s,
+    sealed_url = %(sealed_url)s,
+    url_origin = %(url_origin)s,
+    rate_per_s = coalesce(%(rate_per_s)s::numeric, 100),
+    burst = coalesce(%(burst)s::integer, 20),
+    concurrency = coalesce(%(concurrency)s::integer, 32),
+    attempt_timeout = make_interval(secs => %(attempt_timeout)s::float8),
+    max_attempts = %(max_attempts)s::integer,
+    give_up_after = make_interval(secs => coalesce(%(give_up_after)s::float8, 259200)),
+    sealed_headers = %(sealed_headers)s,
+    max_body_bytes = %(max_body_bytes)s::integer,
+    signature_scope = coalesce(%(signature_scope)s, 'full'),
+    labels = %(labels)s::jsonb
+WHERE w.webhook_id = %(webhook_id)s;
+
+-- name: remove
+DELETE FROM pggit.webhook AS w WHERE w.webhook_id = %(webhook_id)s;
+
+-- name: audit
+INSERT INTO pggit.webhook_audit_log (webhook_id, operation, status_code, error_message, user_id, request_id, details)
+VALUES (%(webhook_id)s, %(operation)s, %(status_code)s, %(error_message)s, %(by)s, %(request_id)s, %(details)s::jsonb);
+
+-- name: find
+-- By id or by name, locked against other changes until the transaction ends.
+SELECT
+    w.webhook_id, w.name, w.sealed_url, w.url_origin, w.sealed_headers, w.labels,
+    w.rate_per_s::float8, w.burst, w.concurrency, extract(epoch FROM w.attempt_timeout)::float8, w.max_attempts,
+    extract(epoch FROM w.give_up_after)::float8, w.max_body_bytes, w.signature_scope
+FROM pggit.webhook AS w
+WHERE w.webhook_id = %(webhook_id)s::bigint OR w.name = %(name)s::text
+FOR UPDATE;
+
+-- name: records
+-- What people may see of webhooks; one, or all in the order of their ids.
+SELECT
+    w.webhook_id, w.name, w.url_origin, w.state, w.state_reason, w.state_since, w.state_by,
+    w.rate_per_s::float8 AS rate_per_s, w.burst, w.concurrency,
+    extract(epoch FROM w.attempt_timeout)::float8 AS attempt_timeout_seconds, w.max_attempts,
+    extract(epoch FROM w.give_up_after)::float8 AS give_up_after_seconds, w.max_body_bytes, w.signature_scope,
+    w.sealed_headers IS NOT NULL AS has_headers, w.labels, w.created_at, w.updated_at,
+    (SELECT coalesce(json_agg(json_build_object('version', s.version, 'not_before', s.not_before,
+                                                'expires_at', s.expires_at, 'created_at', s.created_at,
+                                                'created_by', s.created_by) ORDER BY s.version DESC), '[]')
+     FROM pggit.webhook_secret AS s WHERE s.webhook_id = w.webhook_id) AS secrets,
+    h.health_status, coalesce(h.total_deliveries, 0) AS attempts, coalesce(h.successful_deliveries, 0) AS successes
+FROM pggit.webhook AS w
+LEFT JOIN pggit.webhook_health_metrics AS h ON h.webhook_id = w.webhook_id
+WHERE %(all)s::boolean OR w.webhook_id = %(webhook_id)s::bigint OR w.name = %(name)s::text
+ORDER BY w.webhook_id;
+
+-- name: waiting
+-- How many deliveries wait for an id, counted up to a bound.
+SELECT count(*) FROM (
+    SELECT FROM pggit.alert_delivery_queue AS q
+    WHERE q.webhook_id = %(webhook_id)s AND q.ready_at IS NOT NULL
+    LIMIT %(rows_max)s
+) AS waiting;
+
+-- name: sealed_secrets
+SELECT s.version, s.sealed_secret
+FROM pggit.webhook_secret AS s
+WHERE s.webhook_id = %(webhook_id)s
+ORDER BY s.version DESC;
