@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import attrs
 import pytest
@@ -33,6 +34,7 @@ class Home:
     folder: Path
     is_ordinary: bool = False
     environ: dict[str, str] = attrs.field(init=False)
+    started: list[subprocess.Popen[bytes]] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         for place in (self.work, self.temporary):
@@ -50,24 +52,25 @@ class Home:
     def temporary(self) -> Path:
         return self.folder / "temporary"
 
-    def start(self, *arguments: str, **environ: str) -> Running:
-        """Start ``pggit-reactor`` with *arguments*."""
+    def start(self, *arguments: str, stdout: IO[bytes] | None = None, **environ: str) -> Running:
+        """Start ``pggit-reactor`` with *arguments*; its output can be read from what is returned."""
         command = [sys.executable, "-m", "pggit_reactor", *arguments]
         options: dict[str, int | list[int]] = {}
         if self.is_ordinary and _python_is_reachable():
             options = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": []}
         elif self.is_ordinary:
             command = [*_UNSHARED, *command]
-        with (self.folder / "stdout").open("wb") as stdout, (self.folder / "stderr").open("wb") as stderr:
+        with (self.folder / "stdout").open("wb") as kept, (self.folder / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
                 command,
                 cwd=self.work,
                 env=self.environ | environ,
                 stdin=subprocess.DEVNULL,
-                stdout=stdout,
+                stdout=stdout or kept,
                 stderr=stderr,
                 **options,
             )
+        self.started.append(process)
         return Running(home=self, process=process)
 
     def run(self, *arguments: str, **environ: str) -> Done:
@@ -175,9 +178,12 @@ def _home(*, is_ordinary: bool) -> Iterator[Home]:
     try:
         yield home
     finally:
-        for pid in home.processes():
+        for pid in [*home.processes(), *(process.pid for process in home.started if process.poll() is None)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for process in home.started:
+            process.wait(PATIENCE_SECONDS)
+        wait_until_gone(home)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import time
 
 import pytest
@@ -99,6 +100,18 @@ def test_a_demo_that_is_killed_takes_its_processes_along(own_home, gone, stage):
     demo.wait()
 
     assert gone(own_home) == {}
+
+
+def test_a_demo_whose_reader_has_left_stops(own_home):
+    head = subprocess.Popen(["head", "-n", "1"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    demo = own_home.start("demo", stdout=head.stdin)
+    head.stdin.close()
+
+    assert demo.wait() == 1
+    assert head.wait() == 0
+    assert demo.stderr == ""
+    assert own_home.processes() == {}
+    assert own_home.litter() == []
 
 
 def test_without_a_postgresql_the_demo_says_which_installation_mends_it(own_home):

@@ -1,4 +1,4 @@
-"""What the demo prints: plain sentences, SQL, tables. Colours on a terminal only, and not with NO_COLOR.
+"""What the demo prints: plain sentences, SQL, tables. Styled on a terminal only, and not with NO_COLOR.
 
 Everything is ASCII, so that no terminal and no pipe can choke on it.
 """
@@ -20,6 +20,7 @@ PIPE_COLUMNS: Final = 96
 """Where nobody tells how wide the page is."""
 COLUMNS_MIN: Final = 72
 COLUMNS_MAX: Final = 110
+TABLE_COLUMNS_MAX: Final = 250
 INDENT: Final = "   "
 
 
@@ -29,7 +30,6 @@ class Page:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._is_terminal = self._stream.isatty()
-        self._columns = PIPE_COLUMNS
 
     def title(self, text: str) -> None:
         """Print what all of it is about."""
@@ -41,8 +41,8 @@ class Page:
 
     def say(self, text: str) -> None:
         """Print sentences, wrapped."""
-        width = self._width() - len(INDENT)
-        lines = textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+        width = self._columns() - len(INDENT)
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
         self._print(Text("\n".join(INDENT + line for line in lines)))
 
     def code(self, text: str) -> None:
@@ -74,10 +74,11 @@ class Page:
         """Print the one line that says how it ended, unwrapped, for people and for grep."""
         self._print(Text(f"\n{text}", style="bold green" if good else "bold red"))
 
-    def _width(self) -> int:
-        if self._is_terminal:
-            return max(COLUMNS_MIN, min(COLUMNS_MAX, Console(file=self._stream).width))
-        return self._columns
+    def _columns(self) -> int:
+        if not self._is_terminal:
+            return PIPE_COLUMNS
+        # Never narrower than the tables, which do not wrap, and not wider than one likes to read.
+        return max(COLUMNS_MIN, min(COLUMNS_MAX, Console(file=self._stream).width))
 
     def _print(self, text: Text) -> None:
         self._write(self._render(text))
@@ -87,9 +88,8 @@ class Page:
         text = io.StringIO()
         console = Console(
             file=text,
-            width=COLUMNS_MAX * 2,
-            force_terminal=self._is_terminal,
-            no_color=bool(os.environ.get("NO_COLOR")),
+            width=TABLE_COLUMNS_MAX,
+            force_terminal=self._is_terminal and not os.environ.get("NO_COLOR"),
             highlight=False,
             markup=False,
             emoji=False,
