@@ -109,7 +109,7 @@ async def _status(session: Session, as_json: bool) -> Exit:
 
 
 def _keyring_or_none(session: Session) -> Keyring | None:
-    return None if session.settings.keys.master_key is None else session.keyring
+    return None if session.master_key() is None else session.keyring
 
 
 def _row(report: KeyReport) -> Mapping[str, object]:

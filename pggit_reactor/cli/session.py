@@ -3,6 +3,9 @@
 Commands use the native connection of `db/connect.py`: a single one, for a moment, is quicker to open than a
 pool, and nothing of asyncio is imported. No session setting is sent (a pooler refuses them), so waits are
 bounded on this side: `DATABASE_SECONDS`, after which the statement is cancelled in the server.
+
+Where no database is configured at all, the `up` that runs in this folder is the database, with its key; that
+is said on standard error each time. The worker and `up` itself do not look for it.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from pggit_reactor.errors import ConfigurationError, DatabaseUnavailableError, KeyringError
+from pggit_reactor.errors import ConfigurationError, DatabaseUnavailableError, KeyringError, NotFoundError
 
 if TYPE_CHECKING:
+    from pggit_reactor.cli.up_instance import UpInstance
     from pggit_reactor.config.settings import Settings
     from pggit_reactor.core.secret import Secret
     from pggit_reactor.db.connect import TrioConnection
@@ -33,6 +37,7 @@ T = TypeVar("T")
 DATABASE_SECONDS: Final = 60.0
 DEFAULT_CONFIG: Final = Path("reactor.toml")
 ACTOR_CHARACTERS_MAX: Final = 128
+APPLICATION_NAME: Final = "pggit-reactor cli"
 
 
 class Session:
@@ -45,12 +50,18 @@ class Session:
         self._log_level = log_level
         self._actor_name = actor_name
 
+    # -- settings
+
     @cached_property
     def settings(self) -> Settings:
         """The settings; warnings go to standard error, once. ConfigurationError lists all that is wrong."""
+        return self.load()
+
+    def load(self, *, processes: int | None = None) -> Settings:
+        """Read the settings anew, with *processes* as a flag of the command line."""
         from pggit_reactor.config.load import load_settings
 
-        overrides = {} if self._log_level is None else {"log.level": self._log_level}
+        overrides = {"log.level": self._log_level, "worker.processes": processes}
         loaded = load_settings(environ=os.environ, toml_path=self._toml_path(), overrides=overrides)
         for warning in loaded.warnings:
             click.echo(f"warning: {warning}", err=True)
@@ -60,6 +71,11 @@ class Session:
         if self._config is not None:
             return self._config
         return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
+
+    def global_options(self) -> list[str]:
+        """Return the options before the command, for a command that starts this program again."""
+        config = [] if self._config is None else ["--config", str(self._config)]
+        return config + ([] if self._log_level is None else ["--log-level", self._log_level])
 
     @property
     def wants_tracebacks(self) -> bool:
@@ -77,12 +93,52 @@ class Session:
 
         return By(name=self._actor_name or _os_user(), host=socket.gethostname())
 
+    # -- database and keys
+
+    @cached_property
+    def up_instance(self) -> UpInstance | None:
+        """The running `up` of this folder, where no database is configured; None where one is, or none runs."""
+        from pggit_reactor.cli.up_instance import DEFAULT_DATA, find_up
+
+        if self.settings.database.url is not None:
+            return None
+        try:
+            instance = find_up()
+        except NotFoundError:
+            return None
+        click.echo(f"note: no database is configured; this is the `up` in {DEFAULT_DATA}", err=True)
+        return instance
+
+    def database_url(self) -> Secret[str]:
+        """Return the DSN; ConfigurationError where none is set."""
+        from pggit_reactor.core.secret import Secret
+
+        if self.settings.database.url is not None:
+            return self.settings.database.url
+        if self.up_instance is not None:
+            return Secret(self.up_instance.dsn)
+        raise ConfigurationError(
+            "no database is set; set PGGIT_REACTOR_DATABASE_URL (or DATABASE_URL), or database.url in "
+            f"{self._config or DEFAULT_CONFIG}"
+        )
+
+    def listen_url(self) -> Secret[str]:
+        """Return the DSN for LISTEN; ConfigurationError where none is set."""
+        return self.settings.database.listen_url or self.database_url()
+
+    def master_key(self) -> Secret[str] | None:
+        """Return the text of the master keys, or None."""
+        text = self.settings.keys.master_key
+        if text is None and self.up_instance is not None:
+            return self.up_instance.master_key()
+        return text
+
     @cached_property
     def keyring(self) -> Keyring:
         """The master keys; KeyringError where none is set."""
         from pggit_reactor.security.keyring import Keyring
 
-        text = self.settings.keys.master_key
+        text = self.master_key()
         if text is None:
             raise KeyringError(
                 "no master key is set; set PGGIT_REACTOR_MASTER_KEY_FILE to a key file "
@@ -101,27 +157,11 @@ class Session:
         await ensure_keys(connection, self.keyring, by=self.actor.name, must_register=True)
         return Sealer(self.keyring)
 
-    def database_url(self) -> Secret[str]:
-        """Return the DSN; ConfigurationError where none is set."""
-        url = self.settings.database.url
-        if url is None:
-            raise ConfigurationError(
-                "no database is set; set PGGIT_REACTOR_DATABASE_URL (or DATABASE_URL), or database.url in "
-                f"{self._config or DEFAULT_CONFIG}"
-            )
-        return url
-
-    def run(self, main: Callable[[], Awaitable[T]]) -> T:
-        """Run *main* on Trio."""
-        import trio
-
-        return trio.run(main)
-
     @asynccontextmanager
     async def open_database(
         self, *, any_schema: bool = False, seconds: float = DATABASE_SECONDS
     ) -> AsyncIterator[TrioConnection]:
-        """Open a connection to the database whose schema this program can use.
+        """Open a connection to the database, whose schema must be one that this program can use.
 
         *any_schema* leaves the schema unlooked at. The whole block may take *seconds*.
         """
@@ -132,13 +172,19 @@ class Session:
 
         with trio.move_on_after(seconds) as scope:
             async with open_connection(
-                self.database_url(), application_name="pggit-reactor cli", prepare_threshold=None
+                self.database_url(), application_name=APPLICATION_NAME, prepare_threshold=None
             ) as connection:
                 if not any_schema:
                     await require_current(connection)
                 yield connection
         if scope.cancelled_caught:
             raise DatabaseUnavailableError(f"the database did not finish within {seconds:g} s; try again")
+
+    def run(self, main: Callable[[], Awaitable[T]]) -> T:
+        """Run *main* on Trio."""
+        import trio
+
+        return trio.run(main)
 
 
 def _os_user() -> str:
