@@ -18,7 +18,8 @@ from pggit_reactor.db.connect import TrioConnection, connect
 from pggit_reactor.errors import DatabaseUnavailableError, ReadOnlyDatabaseError
 
 CONNECT_SECONDS: Final = 5.0
-USE_SECONDS: Final = 15.0
+USE_SECONDS: Final = 13.0
+"""With the 2 s that abandoning a statement may take, a dead connection is noticed within 15 s (DESIGN 4)."""
 RECONNECT_SECONDS_MIN: Final = 0.1
 RECONNECT_SECONDS_MAX: Final = 5.0
 

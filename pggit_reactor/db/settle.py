@@ -68,19 +68,20 @@ async def settle(connection: TrioConnection, batch: Sequence[Settlement], *, wor
     rows that were written have another token.
     """
     cursor = await connection.execute(_SQL["settle"], _parameters(batch, worker_id), prepare=True)
-    done = {row[0] for row in await cursor.fetchall()}
+    done = set(await cursor.fetchall())
     if len(done) == len(batch):
         return SettleReport(settled=tuple(batch), locked=(), fenced=())
-    passed_over = [item for item in batch if item.delivery_id not in done]
+    # A row may be here twice, under an old lease and a new one.
+    passed_over = [item for item in batch if (item.delivery_id, item.lease_token) not in done]
     ours = await _still_ours(connection, passed_over)
     return SettleReport(
-        settled=tuple(item for item in batch if item.delivery_id in done),
-        locked=tuple(item for item in passed_over if item.delivery_id in ours),
-        fenced=tuple(item for item in passed_over if item.delivery_id not in ours),
+        settled=tuple(item for item in batch if (item.delivery_id, item.lease_token) in done),
+        locked=tuple(item for item in passed_over if (item.delivery_id, item.lease_token) in ours),
+        fenced=tuple(item for item in passed_over if (item.delivery_id, item.lease_token) not in ours),
     )
 
 
-async def _still_ours(connection: TrioConnection, batch: Sequence[Settlement]) -> set[int]:
+async def _still_ours(connection: TrioConnection, batch: Sequence[Settlement]) -> set[tuple[int, int]]:
     cursor = await connection.execute(
         _SQL["unsettled"],
         {
@@ -88,7 +89,7 @@ async def _still_ours(connection: TrioConnection, batch: Sequence[Settlement]) -
             "lease_tokens": [item.lease_token for item in batch],
         },
     )
-    return {row[0] for row in await cursor.fetchall()}
+    return set(await cursor.fetchall())
 
 
 def _parameters(batch: Sequence[Settlement], worker_id: str) -> dict[str, object]:

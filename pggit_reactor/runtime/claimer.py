@@ -41,6 +41,8 @@ ADOPT_CHEAP_SECONDS: Final = 0.02
 TIMER_SLACK_SECONDS: Final = 0.002
 """A timer fires a little late rather than a little early, when its row would not yet be ready."""
 FAILED_RETRY_SECONDS: Final = 0.25
+STOPPED_PAUSE_SECONDS: Final = 0.25
+"""While the brakes are on nothing is claimed or polled, however overdue."""
 CONCURRENCY_GUESS: Final = 32
 """Before a first claim told the true one; the claim statement knows it."""
 CONCURRENCIES_MAX: Final = 50_000
@@ -175,7 +177,10 @@ class Claimer:
         if budgets:
             await self._claim(budgets)
             return
-        with trio.move_on_at(min(self._next_poll_at, self._hot.next_due())):
+        until = min(self._next_poll_at, self._hot.next_due())
+        if self.brakes.stopped():
+            until = max(until, trio.current_time() + STOPPED_PAUSE_SECONDS)
+        with trio.move_on_at(until):
             await self._wake.wait()
             await self._gather()
 

@@ -1,19 +1,25 @@
 """Writes outcomes in batches, and keeps them until they are written.
 
 While one batch is being written the next one gathers, so an idle worker settles at once and a busy one in groups.
-What cannot be written is kept and tried again for as long as the process lives: nothing is marked dead for it, and
-claiming stops meanwhile. A row that an outsider holds locked stops its own webhook only.
+What cannot be written is kept and tried again for as long as the process lives: nothing is marked dead for it.
+
+Whose fault a refusal is decides what waits. A database that is gone, read-only or full: everything waits, and claiming
+stops. A row or a health row that somebody holds locked, or a trigger of somebody else's that never ends: that webhook
+waits, and is claimed no more meanwhile. A row that the database refuses: that row waits. What waits is tried again by
+itself, each for at most a tenth of the time, between the batches of the others.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import math
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import attrs
 import trio
 
-from pggit_reactor.core.model import WebhookId
+from pggit_reactor.core.model import DeliveryId, WebhookId
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.db.settle import Settlement, SettleReport, settle
@@ -29,13 +35,31 @@ from pggit_reactor.runtime.wake import Wake
 
 BATCH_ROWS_MAX: Final = 500
 APART_LOCK_TIMEOUT_MS: Final = 50
-HELD_RETRY_SECONDS: Final = 0.5
+APART_STATEMENT_TIMEOUT_MS: Final = 1000
+HELD_RETRY_SECONDS_MIN: Final = 0.5
+HELD_RETRY_SECONDS_PER_SECOND: Final = 10
+"""A try that took a second is repeated after ten: what hangs must not take the time of the others."""
+REFUSED_ROWS_MAX: Final = 8
+"""A webhook with so many refused rows is claimed no more: they are kept in memory."""
 FAILED_RETRY_SECONDS: Final = 0.25
 
 _log = get_logger("settler")
 
-# What is wrong with one row's values, as opposed to the database's state (SQLSTATE classes).
-_ROW_FAULTS: Final = ("21", "22", "23")
+_QUERY_CANCELED: Final = "57014"  # by statement_timeout
+# SQLSTATE classes that are about the server and not about what is written: resources, operators, system, internal.
+_SERVER_FAULTS: Final = ("53", "57", "58", "XX")
+
+_HoldKey = tuple[WebhookId, DeliveryId | None]
+"""A webhook, or one row of it."""
+
+
+@attrs.define(eq=False)
+class _Held:
+    """Outcomes that wait by themselves."""
+
+    items: list[Settlement]
+    retry_at: float = -math.inf
+    told: bool = False
 
 
 class Settler:
@@ -55,7 +79,7 @@ class Settler:
         self._on_report = on_report
         self._waiting: deque[Settlement] = deque()
         self._writing: Sequence[Settlement] = ()
-        self._held: defaultdict[WebhookId, list[Settlement]] = defaultdict(list)
+        self._held: dict[_HoldKey, _Held] = {}
         self._wake = Wake()
         self._emptied = trio.Event()
         self.failing = False
@@ -64,12 +88,16 @@ class Settler:
     @property
     def backlog(self) -> int:
         """Outcomes that are not yet written."""
-        return len(self._waiting) + len(self._writing) + sum(map(len, self._held.values()))
+        return len(self._waiting) + len(self._writing) + sum(len(held.items) for held in self._held.values())
 
     @property
     def suspended(self) -> frozenset[WebhookId]:
-        """Webhooks whose outcomes cannot be written because somebody holds their rows."""
-        return frozenset(self._held)
+        """Webhooks whose outcomes cannot be written now."""
+        if not self._held:
+            return frozenset()
+        rows = Counter(webhook_id for webhook_id, row in self._held if row is not None)
+        many = {webhook_id for webhook_id, count in rows.items() if count >= REFUSED_ROWS_MAX}
+        return frozenset(many | {webhook_id for webhook_id, row in self._held if row is None})
 
     def put(self, settlement: Settlement) -> None:
         """Take an outcome over; from here on it is the settler's to keep."""
@@ -91,8 +119,9 @@ class Settler:
             self._writing = self._next_batch()
             if self._writing:
                 await self._write()
-            if self._held:
-                await self._retry_held()
+            due = self._first_due()
+            if due is not None:
+                await self._retry(due)
             if not self.backlog:
                 self._emptied.set()
 
@@ -108,28 +137,44 @@ class Settler:
         if self._waiting:
             await trio.lowlevel.checkpoint()
             return
-        with trio.move_on_after(HELD_RETRY_SECONDS if self._held else float("inf")):
+        with trio.move_on_at(min((held.retry_at for held in self._held.values()), default=math.inf)):
             await self._wake.wait()
 
     def _next_batch(self) -> list[Settlement]:
         batch: list[Settlement] = []
         while self._waiting and len(batch) < BATCH_ROWS_MAX:
             item = self._waiting.popleft()
-            if item.webhook_id in self._held:
-                self._held[item.webhook_id].append(item)
-            else:
+            held = self._held.get((item.webhook_id, None))
+            if held is None:
                 batch.append(item)
+            else:
+                held.items.append(item)
         return batch
+
+    # -- writing
 
     async def _write(self) -> None:
         try:
             async with self._lane.use() as connection:
-                self._done(await self._timed(connection, self._writing))
-        except RowLockedError as error:
-            _log.warning("settle_locked", rows=len(self._writing), reason=str(error))
-            await self._write_apart(self._group(self._writing))
+                report = await self._timed(connection, self._writing)
         except DatabaseError as error:
-            await self._failed(error)
+            if not _is_about_rows(error):
+                await self._failed(error)
+                return
+            _log.warning(
+                "settle_refused", rows=len(self._writing), reason=str(error), sqlstate=error.sqlstate
+            )
+            self._hold(self._writing, retry_at=-math.inf)  # Each webhook by itself, at once.
+            self._writing = ()
+            self._recovered()
+            return
+        self._writing = ()
+        if report.locked:
+            ids = sorted({item.webhook_id for item in report.locked})
+            _log.warning("rows_locked_by_others", webhook_ids=ids)
+            self._hold(report.locked, retry_at=trio.current_time() + HELD_RETRY_SECONDS_MIN)
+        self._recovered()
+        self._on_report(report)
 
     async def _timed(self, connection: TrioConnection, batch: Sequence[Settlement]) -> SettleReport:
         began = trio.current_time()
@@ -137,94 +182,85 @@ class Settler:
         self._metrics.settled(rows=len(batch), seconds=trio.current_time() - began)
         return report
 
-    def _done(self, report: SettleReport) -> None:
-        self._writing = ()
-        for item in report.locked:
-            self._held[item.webhook_id].append(item)
-        if report.locked:
-            _log.warning(
-                "rows_locked_by_others", webhook_ids=sorted({item.webhook_id for item in report.locked})
-            )
-        self._recovered()
-        self._on_report(report)
-
     def _recovered(self) -> None:
         if self.failing:
             self.failing = False
             _log.info("settle_recovered", backlog=self.backlog)
 
     async def _failed(self, error: DatabaseError) -> None:
-        """Keep the batch; a fault of one row's values is looked for one by one."""
-        if (error.sqlstate or "")[:2] in _ROW_FAULTS:
-            await self._write_one_by_one()
-            return
+        """Keep the batch for when the database is well again."""
         if not self.failing:
-            _log.error("settle_failed", rows=len(self._writing), reason=str(error), sqlstate=error.sqlstate)
+            _log.error("settle_failed", backlog=self.backlog, reason=str(error), sqlstate=error.sqlstate)
         self.failing = True
         self._metrics.settle_failed()
         self._take_back()
         if not isinstance(error, (DatabaseUnavailableError, ReadOnlyDatabaseError)):  # The lane paces those.
             await trio.sleep(FAILED_RETRY_SECONDS)
 
-    async def _write_one_by_one(self) -> None:
-        """Write each row alone. One that the database refuses is dropped, aloud: its lease expires and it is
-        attempted again, which is the worst that one bad row may cost."""
-        batch, self._writing = self._writing, ()
-        for position, item in enumerate(batch):
-            self._writing = batch[position:]
-            try:
-                async with self._lane.use() as connection:
-                    report = await self._timed(connection, [item])
-            except RowLockedError:
-                self._held[item.webhook_id].append(item)
-            except DatabaseError as error:
-                if (error.sqlstate or "")[:2] not in _ROW_FAULTS:
-                    await self._failed(error)
-                    return
-                self._metrics.settle_failed()
-                _log.error(
-                    "settlement_refused",
-                    delivery_id=item.delivery_id,
-                    sqlstate=error.sqlstate,
-                    reason=str(error),
+    # -- what waits by itself
+
+    def _hold(self, items: Sequence[Settlement], *, retry_at: float) -> None:
+        by_webhook: defaultdict[WebhookId, list[Settlement]] = defaultdict(list)
+        for item in items:
+            by_webhook[item.webhook_id].append(item)
+        for webhook_id, its_items in by_webhook.items():
+            assert (webhook_id, None) not in self._held  # or `_next_batch` would have put them there
+            self._held[webhook_id, None] = _Held(its_items, retry_at)
+
+    def _first_due(self) -> _HoldKey | None:
+        now = trio.current_time()
+        return next((key for key, held in self._held.items() if held.retry_at <= now), None)
+
+    async def _retry(self, key: _HoldKey) -> None:
+        """Write what is held under *key* in a transaction of its own, with little patience."""
+        held = self._held[key]
+        batch = held.items[:BATCH_ROWS_MAX]
+        began = trio.current_time()
+        try:
+            async with self._lane.use() as connection, connection.transaction():
+                await connection.execute(
+                    "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",
+                    (str(APART_LOCK_TIMEOUT_MS), str(APART_STATEMENT_TIMEOUT_MS)),
                 )
-            else:
-                self._done(report)
-        self._writing = ()
-
-    async def _retry_held(self) -> None:
-        held, self._held = dict(self._held), defaultdict(list)
-        self._writing = [item for items in held.values() for item in items]
-        await self._write_apart(held)
-
-    async def _write_apart(self, groups: dict[WebhookId, list[Settlement]]) -> None:
-        """Write each webhook in a transaction of its own, with a short wait for locks; hold back what is locked."""
-        left = list(groups.items())
-        while left:
-            self._writing = [item for _, items in left for item in items]
-            webhook_id, items = left[0]
-            try:
-                async with self._lane.use() as connection, connection.transaction():
-                    await connection.execute(
-                        "SELECT set_config('lock_timeout', %s, true)", (str(APART_LOCK_TIMEOUT_MS),)
-                    )
-                    report = await self._timed(connection, items[:BATCH_ROWS_MAX])
-            except RowLockedError:
-                self._held[webhook_id].extend(items)
-            except DatabaseError as error:
+                report = await self._timed(connection, batch)
+        except DatabaseError as error:
+            self._postpone(held, began)
+            if not _is_about_rows(error):
                 await self._failed(error)
                 return
-            else:
-                self._done(report)
-                if items[BATCH_ROWS_MAX:]:
-                    left[0] = (webhook_id, items[BATCH_ROWS_MAX:])
-                    continue
-            del left[0]
-        self._writing = ()
+            self._metrics.settle_failed()
+            self._recovered()
+            if not (isinstance(error, RowLockedError) or error.sqlstate == _QUERY_CANCELED):
+                self._isolate(key, error)
+            return
+        held.items[: len(batch)] = report.locked
+        if held.items:
+            self._postpone(held, began)
+        else:
+            del self._held[key]
+        self._recovered()
+        self._on_report(report)
 
-    @staticmethod
-    def _group(batch: Sequence[Settlement]) -> dict[WebhookId, list[Settlement]]:
-        groups: defaultdict[WebhookId, list[Settlement]] = defaultdict(list)
-        for item in batch:
-            groups[item.webhook_id].append(item)
-        return dict(groups)
+    def _postpone(self, held: _Held, began: float) -> None:
+        now = trio.current_time()
+        held.retry_at = now + max(HELD_RETRY_SECONDS_MIN, (now - began) * HELD_RETRY_SECONDS_PER_SECOND)
+
+    def _isolate(self, key: _HoldKey, error: DatabaseError) -> None:
+        """Let rows of a refused webhook wait one by one, so that those which are not to blame are written."""
+        webhook_id, row = key
+        if row is None:
+            for item in self._held.pop(key).items:
+                # A row may be here twice, under an old lease and a new one.
+                self._held.setdefault((webhook_id, item.delivery_id), _Held([])).items.append(item)
+        elif not self._held[key].told:
+            self._held[key].told = True
+            _log.error("settlement_refused", delivery_id=row, sqlstate=error.sqlstate, reason=str(error))
+
+
+def _is_about_rows(error: DatabaseError) -> bool:
+    """Whether the database refused what was to be written, and would take other rows."""
+    if error.sqlstate == _QUERY_CANCELED:
+        return True
+    if isinstance(error, (DatabaseUnavailableError, ReadOnlyDatabaseError)):
+        return False
+    return (error.sqlstate or "")[:2] not in _SERVER_FAULTS

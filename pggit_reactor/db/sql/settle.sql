@@ -22,9 +22,10 @@ mine AS MATERIALIZED (
 settled AS (
     UPDATE pggit.alert_delivery_queue AS q
     SET delivery_status = o.status,
-        retry_count = q.retry_count + o.retry_step,
-        crash_count = q.crash_count + o.crash_step,
-        attempt_count = q.attempt_count + o.attempted::integer,
+        -- Bounded: whatever an outsider wrote there, an outcome must fit.
+        retry_count = least(q.retry_count, 2147483646) + o.retry_step,
+        crash_count = least(q.crash_count, 32766) + o.crash_step,
+        attempt_count = least(q.attempt_count, 2147483646) + o.attempted::integer,
         next_retry_at = CASE WHEN o.delay_seconds IS NULL THEN q.next_retry_at
                              ELSE now() + make_interval(secs => o.delay_seconds) END,
         attempted_at = CASE WHEN o.attempted THEN now() ELSE q.attempted_at END,
@@ -96,8 +97,8 @@ health AS (
         last_check_at = excluded.last_check_at,
         last_success_at = coalesce(excluded.last_success_at, h.last_success_at),
         last_failure_at = coalesce(excluded.last_failure_at, h.last_failure_at),
-        consecutive_failures = excluded.consecutive_failures
-            + CASE WHEN excluded.successful_deliveries > 0 THEN 0 ELSE coalesce(h.consecutive_failures, 0) END,
+        consecutive_failures = least(2147483647, excluded.consecutive_failures::bigint
+            + CASE WHEN excluded.successful_deliveries > 0 THEN 0 ELSE coalesce(h.consecutive_failures, 0) END),
         updated_at = excluded.updated_at
 ),
 gone AS (
@@ -111,10 +112,10 @@ gone_audited AS (
     INSERT INTO pggit.webhook_audit_log (webhook_id, operation, error_message, user_id)
     SELECT g.webhook_id, 'webhook_disabled', 'the receiver answered 410 Gone', %(worker_id)s FROM gone AS g
 )
-SELECT s.delivery_id FROM settled AS s;
+SELECT s.delivery_id, s.lease_token FROM settled AS s;
 
 -- name: unsettled
 -- Of deliveries that a settle passed over, those whose lease is still ours: somebody holds the row locked.
-SELECT q.delivery_id
+SELECT o.delivery_id, o.lease_token
 FROM unnest(%(delivery_ids)s::bigint[], %(lease_tokens)s::bigint[]) AS o (delivery_id, lease_token)
 JOIN pggit.alert_delivery_queue AS q ON q.delivery_id = o.delivery_id AND q.lease_token = o.lease_token;

@@ -1,17 +1,106 @@
-"""The rig: a database, a receiver, and workers on request."""
+"""The rig, with the question that every fault ends in: what was written, how often, and do all tables agree?"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 
+import attrs
 import pytest
+import trio
 
-from pggit_reactor.testing.database import ReactorDatabase
+from pggit_reactor.db.embedded import EmbeddedPostgres, open_embedded_postgres
+from pggit_reactor.testing.database import QUICK_SETTINGS, ReactorDatabase, open_database
 from pggit_reactor.testing.receiver import open_receiver
-from pggit_reactor.testing.rig import Rig
+from pggit_reactor.testing.rig import Rig, arrivals
+
+DISAGREEMENTS = """
+WITH logged AS (
+    SELECT q.delivery_id, q.webhook_id, q.delivery_status, q.attempt_count, q.lease_token,
+           count(g.log_id) AS events, count(g.log_id) FILTER (WHERE g.event_type = 'delivered') AS deliveries
+    FROM pggit.alert_delivery_queue AS q LEFT JOIN pggit.alert_delivery_log AS g USING (delivery_id)
+    GROUP BY q.delivery_id
+)
+SELECT 'row ' || l.delivery_id || ': ' || l.delivery_status || ', ' || l.attempt_count || ' attempts, '
+       || l.events || ' log rows, ' || l.deliveries || ' delivered'
+       || CASE WHEN l.lease_token IS NULL THEN '' ELSE ', leased' END
+FROM logged AS l
+WHERE l.lease_token IS NOT NULL OR l.attempt_count <> l.events
+   OR l.deliveries <> (l.delivery_status = 'delivered')::integer
+UNION ALL
+SELECT 'webhook ' || h.webhook_id || ': health counts ' || h.total_deliveries || ' attempts, the log ' || g.events
+FROM pggit.webhook_health_metrics AS h
+JOIN (SELECT webhook_id, count(*) AS events FROM pggit.alert_delivery_log GROUP BY 1) AS g USING (webhook_id)
+WHERE h.total_deliveries <> g.events OR h.total_deliveries <> h.successful_deliveries + h.failed_deliveries
+UNION ALL
+SELECT 'audit of ' || l.delivery_id FROM logged AS l
+WHERE l.events <> (SELECT count(*) FROM pggit.webhook_audit_log AS a WHERE a.delivery_id = l.delivery_id)
+"""
+
+
+@attrs.define(eq=False, kw_only=True)
+class FaultRig(Rig):
+    """The rig with what fault tests ask again and again."""
+
+    async def assert_books_agree(self) -> None:
+        """Queue, log, audit and health tell one story: each outcome was written once, and no lease is left.
+
+        For rows whose every end was an attempt.
+        """
+        assert await self.database.fetch(DISAGREEMENTS) == []
+
+    async def assert_each_arrived(self, *, at_least: bool = False) -> None:
+        """Every delivery of the queue reached the receiver, and no oftener than its attempts that are on record.
+
+        So a row without retries arrived once. *at_least*: attempts may have ended with their worker, unrecorded.
+        """
+        attempts = dict(
+            await self.database.fetch(
+                "SELECT pggit.delivery_uid(delivery_id, uid_salt)::text, attempt_count"
+                " FROM pggit.alert_delivery_queue"
+            )
+        )
+        counts = Counter(arrivals(self.receiver))
+        assert set(counts) == set(attempts)
+        if not at_least:
+            assert {uid: count for uid, count in counts.items() if count > attempts[uid]} == {}
+
+    async def terminate(self, connection: str) -> None:
+        """End a worker's connection of that name in the server, as soon as there is one."""
+        await self.until(
+            "SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name LIKE %s",
+            f"pggit-reactor {connection} %",
+        )
+
+    async def leases(self) -> int:
+        """Count the rows that are claimed."""
+        return await self.database.fetch_value(
+            "SELECT count(*) FROM pggit.alert_delivery_queue WHERE lease_token IS NOT NULL"
+        )
+
+    async def until_true(self, condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+        """Return once *condition* holds: a state in this process that nobody announces."""
+        with trio.fail_after(seconds):
+            while not condition():  # noqa: ASYNC110  # see the docstring
+                await trio.sleep(0.01)
 
 
 @pytest.fixture
-async def rig(reactor_database: ReactorDatabase) -> AsyncIterator[Rig]:
+async def rig(reactor_database: ReactorDatabase) -> AsyncIterator[FaultRig]:
     async with open_receiver() as receiver:
-        yield Rig(database=reactor_database, receiver=receiver)
+        yield FaultRig(database=reactor_database, receiver=receiver)
+
+
+@pytest.fixture
+async def own_server() -> AsyncIterator[EmbeddedPostgres]:
+    """A PostgreSQL that the test may crash."""
+    async with open_embedded_postgres(settings=QUICK_SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture
+async def own_rig(own_server: EmbeddedPostgres) -> AsyncIterator[FaultRig]:
+    """A rig on `own_server`."""
+    async with open_database(own_server) as database, open_receiver() as receiver:
+        yield FaultRig(database=database, receiver=receiver)

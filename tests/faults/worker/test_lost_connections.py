@@ -1,0 +1,164 @@
+"""Each of a worker's connections may be cut, go silent or go deaf at any moment."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+
+from pggit_reactor.core.secret import Secret
+from pggit_reactor.db import listener
+from pggit_reactor.db.connection import ABANDON_SECONDS_MAX
+from pggit_reactor.db.lane import USE_SECONDS
+from pggit_reactor.runtime import worker as worker_module
+from pggit_reactor.testing.faults import Direction, FaultProxy, open_proxy
+
+HALF_OPEN_NOTICED_SECONDS = 15
+"""DESIGN 4: on claim, settle and listen alike."""
+
+
+def server_of(rig):
+    """Return host and port of the rig's server."""
+    _, _, place = rig.database.dsn.reveal().rpartition("@")
+    host, _, port = place.partition("/")[0].partition(":")
+    return host, int(port)
+
+
+def through(proxy: FaultProxy, rig) -> Secret[str]:
+    """Return the rig's DSN, by way of *proxy*."""
+    host, port = server_of(rig)
+    return Secret(rig.database.dsn.reveal().replace(f"{host}:{port}", f"{proxy.host}:{proxy.port}"))
+
+
+def lane_of(running, name: str):
+    (lane,) = [lane for lane in running.worker._lanes if lane.name == name]
+    return lane
+
+
+@pytest.mark.parametrize("connection", ["claim", "settle", "side", "listen"])
+async def test_a_connection_that_is_ended_under_load_costs_nothing(rig, connection: str):
+    ids = [await rig.add_webhook(f"/hook{number}", concurrency=8) for number in range(4)]
+    async with rig.worker() as running:
+        for turn in range(5):
+            for webhook_id in ids:
+                await rig.insert(webhook_id, 50)
+            await rig.receiver.wait_for(turn * 200 + 20)
+            await rig.terminate(connection)
+        await rig.until_all("delivered")
+
+        name = "listener" if connection == "listen" else connection
+        await rig.until_true(
+            lambda: running.metric("pggit_reactor_reconnects_total", {"connection": name}) >= 1
+        )
+    await rig.assert_each_arrived()
+    await rig.assert_books_agree()
+    assert await rig.database.fetch_value("SELECT max(crash_count) FROM pggit.alert_delivery_queue") == 0
+
+
+async def test_a_settle_whose_answer_is_lost_is_written_once(rig):
+    webhook_id = await rig.add_webhook()
+    async with open_proxy(*server_of(rig)) as proxy, rig.worker() as running:
+        lane_of(running, "settle").dsn = through(proxy, rig)
+        (first,) = await rig.insert(webhook_id)
+        await rig.until_status(first, "delivered")
+        proxy.swallow(Direction.TO_CLIENT)
+        (second,) = await rig.insert(webhook_id)
+        await rig.until_status(second, "delivered")
+        proxy.heal()
+        proxy.cut()
+        (third,) = await rig.insert(webhook_id)
+        await rig.until_status(third, "delivered")
+
+    await rig.assert_each_arrived()
+    await rig.assert_books_agree()
+
+
+async def test_a_claim_whose_answer_is_lost_comes_back_with_its_lease_and_is_no_crash(rig):
+    webhook_id = await rig.add_webhook()
+    async with open_proxy(*server_of(rig)) as proxy, rig.worker() as running:
+        lane = lane_of(running, "claim")
+        lane.dsn = through(proxy, rig)
+        lane.close()
+        (first,) = await rig.insert(webhook_id)
+        await rig.until_status(first, "delivered")
+        proxy.swallow(Direction.TO_CLIENT)
+        (second,) = await rig.insert(webhook_id)
+        await rig.until(
+            "SELECT lease_token IS NOT NULL FROM pggit.alert_delivery_queue WHERE delivery_id = %s", second
+        )
+        proxy.heal()
+        proxy.cut()
+        await rig.until_status(second, "delivered")
+
+    assert await rig.row(second, "crash_count", "attempt_count") == (0, 1)
+    await rig.assert_each_arrived()
+
+
+@pytest.mark.parametrize("connection", ["claim", "settle"])
+async def test_a_half_open_connection_is_noticed_and_replaced(rig, connection: str):
+    assert USE_SECONDS + ABANDON_SECONDS_MAX <= HALF_OPEN_NOTICED_SECONDS
+    webhook_id = await rig.add_webhook()
+    async with open_proxy(*server_of(rig)) as proxy, rig.worker() as running:
+        lane = lane_of(running, connection)
+        lane.dsn = through(proxy, rig)
+        lane.close()
+        (first,) = await rig.insert(webhook_id)
+        await rig.until_status(first, "delivered")
+        lane.use_seconds = 0.3
+        proxy.stall()
+        (second,) = await rig.insert(webhook_id)
+        await rig.until_true(lambda: lane._connection is None, seconds=0.3 + ABANDON_SECONDS_MAX + 1)
+        # What is stalled stays so; only a new connection helps.
+        async with open_proxy(*server_of(rig)) as other_way:
+            lane.dsn = through(other_way, rig)
+            await rig.until_status(second, "delivered")
+            lane.dsn = rig.database.dsn
+            lane.close()
+
+    await rig.assert_each_arrived()
+    await rig.assert_books_agree()
+
+
+async def test_a_deaf_listener_is_found_by_its_canary_and_what_it_missed_is_found_at_once(rig, monkeypatch):
+    quick = partial(listener.open_listener, canary_every_seconds=0.2, canary_answer_seconds=0.3)
+    monkeypatch.setattr(worker_module, "open_listener", quick)
+    monkeypatch.setattr(listener, "CONNECT_SECONDS", 0.5)
+    webhook_id = await rig.add_webhook()
+    async with open_proxy(*server_of(rig)) as proxy:
+        rig.dsn = through(proxy, rig)
+        async with rig.worker(WORKER_POLL_SECONDS=600) as running:
+            for lane in running.worker._lanes:
+                lane.dsn = rig.database.dsn
+                lane.close()
+            (first,) = await rig.insert(webhook_id)
+            await rig.until_status(first, "delivered")
+            await proxy.wait_open(1)
+            proxy.swallow(Direction.TO_CLIENT)
+            (missed,) = await rig.insert(webhook_id)
+            await rig.until_true(lambda: not running.worker.health.ready().checks["listener"].ok)
+            assert await rig.row(missed, "delivery_status") == ("pending",)
+            proxy.heal()
+            await rig.until_status(missed, "delivered")
+            (heard,) = await rig.insert(webhook_id)
+            await rig.until_status(heard, "delivered")
+
+            # A listener that is deaf is no reason to take no work: the poll is there.
+            assert running.worker.health.ready().ok
+
+    await rig.assert_each_arrived()
+
+
+async def test_without_a_listener_the_poll_carries_on(rig, monkeypatch):
+    async def refuse(*_: object, **__: object):
+        raise worker_module.DatabaseError("LISTEN does not go through here")
+
+    monkeypatch.setattr(worker_module, "LISTEN_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(listener, "connect", refuse)
+    webhook_id = await rig.add_webhook()
+    async with rig.worker(WORKER_POLL_SECONDS=0.2) as running:
+        with trio.fail_after(5):
+            (delivery_id,) = await rig.insert(webhook_id)
+            await rig.until_status(delivery_id, "delivered")
+
+        assert running.metric("pggit_reactor_wakeups_total", {"cause": "poll"}) >= 1
