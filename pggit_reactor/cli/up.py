@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
+import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -209,31 +212,48 @@ def _announced(instance: UpInstance, data: Path) -> Iterator[None]:
     """Let people and other commands know for the length of the block."""
     instance.write(data)
     try:
-        click.echo(_WELCOME.format(dsn=instance.dsn, master_key_file=instance.master_key_file))
+        is_found = data == DEFAULT_DATA.absolute()
+        click.echo(
+            _WELCOME.format(
+                program=_program(),
+                where="in the same folder" if is_found else "with the two settings below",
+                psql="psql --up" if is_found else "psql",
+                dsn=shlex.quote(instance.dsn),
+                master_key_file=shlex.quote(str(instance.master_key_file)),
+            )
+        )
         yield
     finally:
         forget_up(data)
 
 
+def _program() -> str:
+    """Return how to call this program in another terminal; by its path where no PATH leads to it."""
+    called = Path(sys.argv[0])
+    if shutil.which(called.name) or called.name != "pggit-reactor":
+        return "pggit-reactor"
+    return shlex.quote(str(called.absolute()))
+
+
 _WELCOME: Final = """
-The reactor is up. Its database:
+The reactor is up. In a second terminal, {where}, register a receiver; the last word printed is the
+webhook's id, and the line before it holds the signing secret, which is shown only then:
 
-  {dsn}
+  {program} webhook add https://hooks.example.com/alerts
 
-This URL names the file that holds the password, and only you can read that file: psql, psycopg and whatever
-else is built on libpq take the URL as it is. Other drivers want the password: it is the file's last field.
+Then INSERT, from psql or any other client. When COMMIT returns, the webhook is on its way:
 
-In a second terminal, tell the other commands where it is, and register a receiver:
-
-  export PGGIT_REACTOR_DATABASE_URL='{dsn}'
-  export PGGIT_REACTOR_MASTER_KEY_FILE='{master_key_file}'
-  pggit-reactor webhook add https://hooks.example.com/alerts
-
-It prints the signing secret once, and the webhook's id last. Then INSERT, from `pggit-reactor psql --up` or any
-other client; when COMMIT returns, the webhook is on its way:
-
+  {program} {psql}
   INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body)
   VALUES (7, 1, '{{"alert": "replica lag", "seconds": 42}}');
+
+Programs of yours, and commands in other folders, want to be told where it is:
+
+  export PGGIT_REACTOR_DATABASE_URL={dsn}
+  export PGGIT_REACTOR_MASTER_KEY_FILE={master_key_file}
+
+That URL holds no password. It names the file that does, which only you can read; psql, psycopg and whatever else
+is built on libpq take it as it is. Other drivers want the password itself: the last field of that file.
 
 Keep a copy of the master key's file: without it nobody can read the registered URLs and secrets again.
 Ctrl-C stops all of it. The worker's log follows.

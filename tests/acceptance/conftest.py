@@ -73,11 +73,11 @@ class Home:
         self.started.append(process)
         return Running(home=self, process=process)
 
-    def run(self, *arguments: str, **environ: str) -> Done:
+    def run(self, *arguments: str, folder: Path | None = None, **environ: str) -> Done:
         """Run ``pggit-reactor`` with *arguments* to its end, beside what was started."""
         done = subprocess.run(
             [sys.executable, "-m", "pggit_reactor", *arguments],
-            cwd=self.work,
+            cwd=folder or self.work,
             env=self.environ | environ,
             capture_output=True,
             text=True,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import stat
@@ -12,11 +14,7 @@ import psycopg
 import pytest
 import trio
 
-from pggit_reactor.cli.demonstration.registration import register
 from pggit_reactor.cli.up_instance import UpInstance, find_up
-from pggit_reactor.config.load import load_settings
-from pggit_reactor.core.secret import Secret
-from pggit_reactor.db.connect import open_connection
 from pggit_reactor.errors import NotFoundError
 from pggit_reactor.receiver import verify
 from pggit_reactor.testing.receiver import open_receiver
@@ -68,16 +66,12 @@ async def start_trusting(up: Up, receiver):
 
 
 async def register_at(up: Up, receiver) -> tuple[int, str]:
-    """Register as a second terminal would that has what `up` printed in its environment."""
-    environ = {
-        "PGGIT_REACTOR_DATABASE_URL": up.instance.dsn,
-        "PGGIT_REACTOR_MASTER_KEY_FILE": str(up.instance.master_key_file),
-        "PGGIT_REACTOR_EGRESS_UNSAFE_ALLOW": up.environ["PGGIT_REACTOR_EGRESS_UNSAFE_ALLOW"],
-    }
-    settings = load_settings(environ=environ).settings
-    async with open_connection(Secret(up.instance.dsn), application_name="second terminal") as connection:
-        registered = await register(connection, settings, url=receiver.url("/alerts"))
-    return registered.webhook_id, registered.secret.reveal()
+    """Register in a second terminal, in the same folder."""
+    add = ("webhook", "add", receiver.url("/alerts"), "--json")
+    done = await trio.to_thread.run_sync(lambda: up.home.run(*add, **up.environ))
+    assert done.status == 0, done.stderr
+    added = json.loads(done.stdout)
+    return added["webhook_id"], added["secret"]
 
 
 def insert(up: Up, alert_id: int, webhook_id: int) -> None:
@@ -132,6 +126,26 @@ async def test_a_database_that_dies_is_started_again_and_delivers_what_was_commi
         assert json.loads(request.body) == {"alert_id": 9}
         running.send(signal.SIGTERM)
         assert await trio.to_thread.run_sync(running.wait) == 0
+
+
+def test_psql_finds_it_in_the_same_folder(up):
+    up.start()
+    done = up.home.run("psql", "--up", "--", "-At", "-c", "SELECT count(*) FROM pggit.webhook", **up.environ)
+
+    assert done.stdout == "0\n"
+    assert done.status == 0
+
+
+def test_what_it_prints_works_in_another_folder(up):
+    running = up.start()
+    lines = re.findall(r"^  export (\w+)=(.*)$", running.stdout, re.MULTILINE)
+    environ = {name: shlex.split(value)[0] for name, value in lines}
+    elsewhere = up.home.work / "elsewhere"
+    elsewhere.mkdir()
+    done = up.home.run("webhook", "list", "--json", folder=elsewhere, **environ)
+
+    assert [*environ] == ["PGGIT_REACTOR_DATABASE_URL", "PGGIT_REACTOR_MASTER_KEY_FILE"]
+    assert done.status == 0, done.stderr
 
 
 def test_a_second_one_on_the_same_data_names_the_first(up):
@@ -205,4 +219,3 @@ def test_the_folder_and_its_secrets_are_for_their_owner_alone(up):
     said = running.stdout + running.stderr + (up.data / "running.json").read_text()
     assert password not in said
     assert key not in said
-    assert up.instance.dsn in running.stdout
