@@ -9,8 +9,8 @@ import attrs
 import click
 
 from pggit_reactor.cli.output import json_option, print_facts, print_json, print_table
+from pggit_reactor.cli.parameters import WEBHOOK
 from pggit_reactor.cli.session import Session, pass_session
-from pggit_reactor.cli.webhook import WEBHOOK
 from pggit_reactor.core.model import FailedReason, State
 
 if TYPE_CHECKING:

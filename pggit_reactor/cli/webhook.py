@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import stat
 import sys
@@ -16,8 +15,10 @@ import click
 
 from pggit_reactor.cli.judging import judge_url, require_good_url
 from pggit_reactor.cli.output import json_option, print_facts, print_json, print_table
+from pggit_reactor.cli.parameters import BIGINT, webhook_argument
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.cli.webhook_keys import STORED_ONLY, keys_help, parse_change
+from pggit_reactor.cli.webhook_trial import test
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import new_secret, secret_key
 from pggit_reactor.errors import ConfigurationError
@@ -28,32 +29,10 @@ if TYPE_CHECKING:
 
 SECRET_FILE_OCTETS_MAX: Final = 4096
 _NEW_SECRET_OCTETS: Final = 32
-_INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
-_BIGINT: Final = range(-(1 << 63), 1 << 63)
 _KEYS_HELP: Final = (
     "\b\nKeys (KEY= with nothing behind it puts the default back, or takes a header or label away):\n"
     + keys_help()
 )
-
-
-class WebhookParameter(click.ParamType[int | str]):
-    """An id or a name of a webhook; what is a number is an id."""
-
-    name = "webhook"
-
-    def convert(
-        self, value: int | str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        """Return an int for an id."""
-        if isinstance(value, int) or not _INTEGER.fullmatch(value):
-            return value
-        if int(value) not in _BIGINT:
-            self.fail(f"{value} is not an id: it is no bigint", param, ctx)
-        return int(value)
-
-
-WEBHOOK: Final = WebhookParameter()
-webhook_argument = click.argument("which", metavar="ID", type=WEBHOOK)
 
 
 @click.group()
@@ -68,11 +47,14 @@ def webhook() -> None:
     """
 
 
+webhook.add_command(test)
+
+
 @webhook.command(epilog=_KEYS_HELP)
 @click.argument("url")
 @click.option("--name", metavar="N", help="A unique name; by default webhook-ID.")
 @click.option(
-    "--id", "webhook_id", type=click.IntRange(_BIGINT.start, _BIGINT.stop - 1), metavar="N",
+    "--id", "webhook_id", type=BIGINT, metavar="N",
     help="This id, which takes over deliveries that wait for it; by default one that nothing ever used.",
 )  # fmt: skip
 @click.option(
