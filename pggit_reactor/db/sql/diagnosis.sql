@@ -1,0 +1,120 @@
+-- name: server
+SELECT
+    current_setting('server_version'), current_setting('server_version_num')::integer, current_setting('server_encoding'),
+    current_database(), current_user, pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
+    current_setting('session_replication_role'), coalesce(current_setting('pggit.notify', true), '') = 'off',
+    pg_postmaster_start_time()::text, extract(epoch FROM clock_timestamp())::float8;
+
+-- name: roles
+-- The roles of the first migration, and whether the current user may do what each is for.
+SELECT r.role, p.rolname IS NOT NULL AS is_there
+FROM unnest(ARRAY['pggit_producer', 'pggit_worker', 'pggit_operator', 'pggit_reader']) AS r (role)
+LEFT JOIN pg_roles AS p ON p.rolname = r.role;
+
+-- name: lacking_rights
+-- What a worker needs and the current user lacks.
+SELECT w.relation, w.privileges
+FROM (VALUES
+    ('pggit.alert_delivery_queue', 'SELECT, UPDATE'), ('pggit.alert_delivery_log', 'INSERT'),
+    ('pggit.webhook_audit_log', 'INSERT'), ('pggit.webhook_health_metrics', 'SELECT, INSERT, UPDATE'),
+    ('pggit.webhook_limit', 'SELECT, INSERT, UPDATE, DELETE'), ('pggit.reactor_worker', 'SELECT, INSERT, UPDATE, DELETE'),
+    ('pggit.webhook', 'SELECT'), ('pggit.webhook_secret', 'SELECT'), ('pggit.key_check', 'SELECT')
+) AS w (relation, privileges)
+WHERE EXISTS (
+    SELECT FROM regexp_split_to_table(w.privileges, ', ') AS p (privilege)
+    WHERE NOT has_table_privilege(w.relation, p.privilege)
+);
+
+-- name: triggers
+-- Each trigger that must fire: whether it is there, and whether it is enabled for ordinary sessions.
+SELECT w.relation, w.trigger, t.tgenabled IS NOT NULL AS is_there, coalesce(t.tgenabled IN ('O', 'A'), false) AS fires
+FROM (VALUES
+    ('pggit.alert_delivery_queue', 'queue_after_insert'), ('pggit.alert_delivery_queue', 'queue_a_void_lease'),
+    ('pggit.alert_delivery_queue', 'queue_b_revive'), ('pggit.alert_delivery_queue', 'queue_after_update'),
+    ('pggit.webhook', 'webhook_before_change'), ('pggit.webhook', 'webhook_after_change'),
+    ('pggit.webhook', 'webhook_after_remove'), ('pggit.webhook_secret', 'webhook_secret_after_change')
+) AS w (relation, trigger)
+LEFT JOIN pg_trigger AS t ON t.tgrelid = to_regclass(w.relation) AND t.tgname = w.trigger;
+
+-- name: never_ready
+-- Rows that no claim will ever find, counted up to a bound: retrying without a time, or due at infinity.
+SELECT count(*) FROM (
+    SELECT FROM pggit.alert_delivery_queue AS q WHERE q.ready_at = 'infinity' LIMIT %(rows_max)s
+) AS stuck;
+
+-- name: unregistered
+-- Ids that deliveries wait for and nothing has registered, by a skip scan of the claim index; since when, and how many.
+WITH RECURSIVE seen (webhook_id) AS (
+    (SELECT q.webhook_id FROM pggit.alert_delivery_queue AS q WHERE q.ready_at IS NOT NULL ORDER BY q.webhook_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT q.webhook_id FROM pggit.alert_delivery_queue AS q
+            WHERE q.ready_at IS NOT NULL AND q.webhook_id > seen.webhook_id
+            ORDER BY q.webhook_id LIMIT 1)
+    FROM seen WHERE seen.webhook_id IS NOT NULL
+)
+SELECT
+    s.webhook_id,
+    (SELECT count(*) FROM (SELECT FROM pggit.alert_delivery_queue AS q
+                           WHERE q.webhook_id = s.webhook_id AND q.ready_at IS NOT NULL LIMIT %(rows_max)s) AS waiting)
+FROM seen AS s
+WHERE s.webhook_id IS NOT NULL AND NOT EXISTS (SELECT FROM pggit.webhook AS w WHERE w.webhook_id = s.webhook_id)
+ORDER BY s.webhook_id
+LIMIT %(ids_max)s;
+
+-- name: halted
+-- Webhooks that are paused or disabled.
+SELECT
+    w.webhook_id, w.name, w.state, coalesce(w.state_reason, 'no reason was given'),
+    (SELECT count(*) FROM (SELECT FROM pggit.alert_delivery_queue AS q
+                           WHERE q.webhook_id = w.webhook_id AND q.ready_at IS NOT NULL LIMIT %(rows_max)s) AS waiting)
+FROM pggit.webhook AS w
+WHERE w.state <> 'active'
+ORDER BY w.webhook_id
+LIMIT %(ids_max)s;
+
+-- name: workers
+SELECT
+    r.worker_id, r.version, r.state,
+    extract(epoch FROM clock_timestamp() - r.heartbeat_at)::float8 AS silent_seconds
+FROM pggit.reactor_worker AS r
+WHERE r.state <> 'stopped'
+ORDER BY r.worker_id;
+
+-- name: overdue
+-- How many deliveries of active webhooks have been due for longer than a worker takes, counted up to a bound.
+SELECT count(*) FROM (
+    SELECT FROM pggit.webhook AS w
+    JOIN pggit.alert_delivery_queue AS q ON q.webhook_id = w.webhook_id
+    WHERE w.state = 'active' AND q.ready_at < now() - make_interval(secs => %(late_seconds)s)
+        AND (q.lease_expires_at IS NULL OR q.lease_expires_at < now())
+    LIMIT %(rows_max)s
+) AS late;
+
+-- name: audit_partitions
+-- Rows that a late chore let fall into the default partition (counted up to a bound), and how far partitions reach.
+SELECT
+    (SELECT count(*) FROM (SELECT FROM pggit.webhook_audit_log_default LIMIT %(rows_max)s) AS fallen),
+    to_regclass(format('pggit.webhook_audit_log_p%%s',
+                       coalesce(pg_sequence_last_value('pggit.webhook_audit_log_audit_id_seq'::regclass), 0) / 10000000))
+        IS NOT NULL;
+
+-- name: notification_queue
+SELECT pg_notification_queue_usage()::float8;
+
+-- name: long_transactions
+-- Transactions that hold back vacuum. Never the query: it may hold a payload.
+SELECT
+    a.pid, coalesce(a.usename, '?'), coalesce(a.application_name, ''), coalesce(a.state, '?'),
+    extract(epoch FROM clock_timestamp() - a.xact_start)::float8
+FROM pg_stat_activity AS a
+WHERE a.datname = current_database() AND a.xact_start < clock_timestamp() - make_interval(secs => %(seconds)s)
+    AND a.pid <> pg_backend_pid()
+ORDER BY a.xact_start
+LIMIT %(ids_max)s;
+
+-- name: prepared_transactions
+SELECT p.gid, p.owner, extract(epoch FROM clock_timestamp() - p.prepared)::float8
+FROM pg_prepared_xacts AS p
+WHERE p.database = current_database() AND p.prepared < clock_timestamp() - make_interval(secs => %(seconds)s)
+ORDER BY p.prepared
+LIMIT %(ids_max)s;
