@@ -16,6 +16,8 @@ INLINE_BODY_BYTES_MAX: Final = 65_536
 """Larger bodies do not come with the claim: they are fetched one by one under the byte budget."""
 UNKNOWN_ROWS_A_BATCH: Final = 500
 
+_BIGINTS: Final = 1 << 63
+
 _SQL = statements("claim")
 
 
@@ -85,7 +87,7 @@ async def claim(
                 retry_count=row[7],
                 max_retries=row[8],
                 attempt_count=row[9],
-                crash_count=row[10],
+                crash_count=max(row[10], 0),  # no constraint keeps an outsider from writing less
                 age_seconds=row[11],
                 waited_seconds=row[12],
                 expired=row[13],
@@ -99,6 +101,13 @@ async def claim(
         concurrency=concurrency,
         next_due_seconds=next_due,
         taken_over=taken_over,
+    )
+
+
+async def warm_up(connection: TrioConnection) -> None:
+    """Prepare and plan the statement, and load what it touches, by claiming nothing."""
+    await claim(
+        connection, {}, in_flight={}, lease_token=LeaseToken(0), lease_seconds=0, silence_seconds=0, instance=""
     )
 
 
@@ -156,11 +165,15 @@ async def prune_limits(connection: TrioConnection) -> int:
 
 
 def ids_of(hint: str) -> list[WebhookId]:
-    """Return the webhook ids of a notification's payload; empty for "look yourself" and for nonsense."""
+    """Return the webhook ids of a notification's payload; empty for "look yourself" and for nonsense.
+
+    Anybody who may connect may NOTIFY: a number that is no bigint would make every claim fail.
+    """
     try:
-        return [WebhookId(int(word)) for word in hint.split(",")]
+        ids = [WebhookId(int(word)) for word in hint.split(",")]
     except ValueError:
         return []
+    return ids if all(-_BIGINTS <= number < _BIGINTS for number in ids) else []
 
 
 __all__ = [

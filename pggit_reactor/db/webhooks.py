@@ -86,30 +86,30 @@ async def _opened(
     (webhook_id, name, revision, state, sealed_url, url_origin, concurrency, attempt_timeout, max_attempts,
      give_up_after, sealed_headers, scope, max_body_bytes, versions, sealed_secrets) = row  # fmt: skip
     try:
-        url = await sealer.open_async(sealed_url, place=url_place(webhook_id))
+        url = (await sealer.open_async(sealed_url, place=url_place(webhook_id))).decode()
         headers = (
             ()
             if sealed_headers is None
-            else tuple(
-                json.loads(await sealer.open_async(sealed_headers, place=headers_place(webhook_id))).items()
-            )
+            else _headers_of(await sealer.open_async(sealed_headers, place=headers_place(webhook_id)))
         )
         secrets = [
-            await sealer.open_async(sealed, place=secret_place(webhook_id, version))
+            (await sealer.open_async(sealed, place=secret_place(webhook_id, version))).decode()
             for version, sealed in zip(versions or (), sealed_secrets or (), strict=True)
         ]
-    except SealError as error:
+    except (SealError, ValueError) as error:
+        # Of a ValueError the message may quote what was opened.
+        why = str(error) if isinstance(error, SealError) else "what was sealed is not what belongs there"
         return UnopenableWebhook(
-            webhook_id=webhook_id, revision=revision, reason=f"{UNOPENABLE} it: {error}"[:500]
+            webhook_id=webhook_id, revision=revision, reason=f"{UNOPENABLE} it: {why}"[:500]
         )
     return Webhook(
         webhook_id=webhook_id,
         name=name,
         revision=revision,
         state=WebhookState(state),
-        url=Secret(url.decode()),
+        url=Secret(url),
         url_origin=url_origin,
-        secrets=tuple(Secret(secret.decode()) for secret in secrets),
+        secrets=tuple(Secret(secret) for secret in secrets),
         concurrency=concurrency,
         attempt_timeout_seconds=attempt_timeout or defaults.attempt_timeout_seconds,
         max_attempts=max_attempts,
@@ -118,3 +118,10 @@ async def _opened(
         signature_scope=SignatureScope(scope),
         max_body_bytes=max_body_bytes or defaults.max_body_bytes,
     )
+
+
+def _headers_of(octets: bytes) -> tuple[tuple[str, str], ...]:
+    headers = json.loads(octets)
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise ValueError("headers are a JSON object of strings")
+    return tuple(headers.items())

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from pggit_reactor.core.backoff import Backoff
-from pggit_reactor.core.model import ClaimedDelivery, Webhook, WebhookId
+from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, LeaseToken, Webhook, WebhookId
 from pggit_reactor.db.claims import fetch_body, release
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.db.settle import Settlement
@@ -25,7 +25,7 @@ from pggit_reactor.runtime.webhook_book import WebhookBook
 
 START_SECONDS_MAX: Final = 2.0
 """A claim that has not started by then goes back: its lease covers the attempt and 3 s, no more."""
-GIVE_BACK_SECONDS_MAX: Final = 2.0
+LOAD_RETRY_SECONDS: Final = 1.0
 
 _log = get_logger("fanout")
 
@@ -58,13 +58,14 @@ class FanOut:
     on_finished: Callable[[Finished], None] = lambda _: None
     draining: bool = False
     _idle: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _running: dict[int, ClaimedDelivery] = attrs.field(factory=dict, init=False)
+    _running: dict[tuple[DeliveryId, LeaseToken], ClaimedDelivery] = attrs.field(factory=dict, init=False)
+    """By lease: a worker that was stopped for a while may claim a row again while its old attempt still runs."""
 
     def dispatch(self, deliveries: Sequence[ClaimedDelivery], times: ClaimTimes) -> None:
         """Take claimed deliveries over. Each counts against the capacity from here on until it is settled or back."""
         for delivery in deliveries:
             self.capacity.begin(delivery.webhook_id)
-            self._running[delivery.delivery_id] = delivery
+            self._running[delivery.delivery_id, delivery.lease_token] = delivery
         strangers: defaultdict[WebhookId, list[ClaimedDelivery]] = defaultdict(list)
         for delivery in deliveries:
             webhook = self.book.known(delivery.webhook_id, delivery.webhook_revision)
@@ -83,9 +84,15 @@ class FanOut:
         await trio.lowlevel.checkpoint()
 
     async def give_back_unfinished(self) -> int:
-        """Give back the leases of what is still running, after its tasks were cancelled; return how many."""
+        """Give back the leases of what is still running, after its tasks were cancelled; return how many.
+
+        Raises `DatabaseError` where that cannot be written: then they expire by themselves.
+        """
         unfinished = list(self._running.values())
         self._running.clear()
+        if not unfinished:
+            await trio.lowlevel.checkpoint()
+            return 0
         async with self.load_lane.use() as connection:
             return await release(connection, unfinished)
 
@@ -97,6 +104,11 @@ class FanOut:
             )
         except DatabaseError as error:
             _log.warning("webhooks_not_loaded", webhook_ids=sorted(strangers), reason=str(error))
+            known = {}
+        except Exception as error:  # noqa: BLE001  # as in `_run`: no delivery takes down the worker
+            _log.error("webhooks_not_loaded", webhook_ids=sorted(strangers), exc_info=error)
+            self.metrics.loop_restarted("introduction")
+            await trio.sleep(LOAD_RETRY_SECONDS)  # What is given back is claimed again at once.
             known = {}
         orphans: list[ClaimedDelivery] = []
         for webhook_id, rows in strangers.items():
@@ -130,7 +142,8 @@ class FanOut:
         try:
             body = await self._body(delivery)
             started_at = trio.current_time()
-            if body is None or self.draining or started_at > times.claimed_at + START_SECONDS_MAX:
+            # From when the claim began: the lease was running before its answer came.
+            if body is None or self.draining or started_at > times.began_at + START_SECONDS_MAX:
                 await self._give_back([delivery])
                 return
             done = await attempt(
@@ -170,7 +183,7 @@ class FanOut:
             self._out(delivery)
 
     def _out(self, delivery: ClaimedDelivery) -> None:
-        if self._running.pop(delivery.delivery_id, None) is not None:
+        if self._running.pop((delivery.delivery_id, delivery.lease_token), None) is not None:
             self.capacity.end(delivery.webhook_id)
         self.slot_freed()
         if not self._running:

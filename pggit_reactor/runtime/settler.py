@@ -41,6 +41,8 @@ HELD_RETRY_SECONDS_PER_SECOND: Final = 10
 """A try that took a second is repeated after ten: what hangs must not take the time of the others."""
 REFUSED_ROWS_MAX: Final = 8
 """A webhook with so many refused rows is claimed no more: they are kept in memory."""
+LEASES_KEPT_MAX: Final = 2
+"""Outcomes of one refused row: its lease runs out meanwhile, and it is attempted again."""
 FAILED_RETRY_SECONDS: Final = 0.25
 
 _log = get_logger("settler")
@@ -250,8 +252,9 @@ class Settler:
         webhook_id, row = key
         if row is None:
             for item in self._held.pop(key).items:
-                # A row may be here twice, under an old lease and a new one.
-                self._held.setdefault((webhook_id, item.delivery_id), _Held([])).items.append(item)
+                # A row may be here under an old lease and a new one, and the old one cannot be written any more.
+                apart = self._held.setdefault((webhook_id, item.delivery_id), _Held([]))
+                apart.items = [*apart.items, item][-LEASES_KEPT_MAX:]
         elif not self._held[key].told:
             self._held[key].told = True
             _log.error("settlement_refused", delivery_id=row, sqlstate=error.sqlstate, reason=str(error))

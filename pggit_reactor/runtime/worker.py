@@ -114,13 +114,13 @@ class Worker:
             worker_id=self.identity.worker_id,
         )
         self._settler = Settler(
-            self._lane("settle", HOT_OPTIONS),
+            self._lane("settle", HOT_OPTIONS, settle.warm_up),
             worker_id=self.identity.worker_id,
             metrics=self.metrics,
             on_report=self._settled,
         )
         self.claimer = Claimer(
-            lane=self._lane("claim", CLAIM_OPTIONS),
+            lane=self._lane("claim", CLAIM_OPTIONS, claims.warm_up),
             instance=self.identity.instance,
             lease_seconds=self.settings.worker.lease_seconds,
             silence_seconds=self._upkeep.silence_seconds,
@@ -165,13 +165,19 @@ class Worker:
             for lane in self._lanes:
                 lane.close()
 
-    def _lane(self, name: str, options: Mapping[str, str]) -> Lane:
+    def _lane(
+        self,
+        name: str,
+        options: Mapping[str, str],
+        warm_up: Callable[[TrioConnection], Awaitable[None]] | None = None,
+    ) -> Lane:
         lane = Lane(
             name=name,
             dsn=self._dsn(),
             application_name=f"pggit-reactor {name} {self.identity.worker_id}"[:63],
             options=options,
             draw=self.clock.draw,
+            warm_up=warm_up,
             on_reconnect=self._reconnected,
             on_lost=self._lost,
         )
@@ -337,9 +343,12 @@ class Worker:
         _log.warning("aborting", in_flight=self._capacity.in_flight, unwritten=self._settler.backlog)
         self._fanout.nursery.cancel_scope.cancel()
         with trio.move_on_after(ABORT_SECONDS_MAX, shield=True) as scope:
-            given_back = await self._fanout.give_back_unfinished()
+            try:
+                given_back = await self._fanout.give_back_unfinished()
+                _log.info("leases_given_back", count=given_back)
+            except DatabaseError as error:
+                _log.warning("leases_not_given_back", reason=str(error))
             await self._settler.wait_empty()
-            _log.info("leases_given_back", count=given_back)
         if scope.cancelled_caught:
             _log.warning("leases_not_given_back", unwritten=self._settler.backlog)
 

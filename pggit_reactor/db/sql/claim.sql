@@ -65,7 +65,7 @@ claimed AS (
     SET lease_token = %(lease_token)s,
         lease_expires_at = p.lease_until,
         leased_by = %(instance)s,
-        crash_count = q.crash_count + p.crashed::integer
+        crash_count = least(q.crash_count, 32766) + p.crashed::integer
     FROM picked AS p
     WHERE q.delivery_id = p.delivery_id
     RETURNING q.*, p.taken_over, p.revision

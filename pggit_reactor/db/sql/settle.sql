@@ -84,13 +84,15 @@ health AS (
     FROM tally AS t
     ORDER BY t.webhook_id
     ON CONFLICT (webhook_id) DO UPDATE SET
-        total_deliveries = h.total_deliveries + excluded.total_deliveries,
-        successful_deliveries = h.successful_deliveries + excluded.successful_deliveries,
-        failed_deliveries = h.failed_deliveries + excluded.failed_deliveries,
+        total_deliveries = least(9223372036854775807, coalesce(h.total_deliveries, 0)::numeric + excluded.total_deliveries),
+        successful_deliveries =
+            least(9223372036854775807, coalesce(h.successful_deliveries, 0)::numeric + excluded.successful_deliveries),
+        failed_deliveries = least(9223372036854775807, coalesce(h.failed_deliveries, 0)::numeric + excluded.failed_deliveries),
         avg_response_time_ms = CASE
             WHEN h.avg_response_time_ms IS NULL THEN excluded.avg_response_time_ms
-            ELSE (h.avg_response_time_ms * h.total_deliveries + excluded.avg_response_time_ms * excluded.total_deliveries)
-                 / (h.total_deliveries + excluded.total_deliveries) END,
+            ELSE (h.avg_response_time_ms * coalesce(h.total_deliveries, 0)
+                  + excluded.avg_response_time_ms * excluded.total_deliveries)
+                 / (coalesce(h.total_deliveries, 0)::numeric + excluded.total_deliveries) END,
         max_response_time_ms = greatest(h.max_response_time_ms, excluded.max_response_time_ms),
         min_response_time_ms = least(h.min_response_time_ms, excluded.min_response_time_ms),
         health_status = excluded.health_status,
