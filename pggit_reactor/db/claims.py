@@ -107,7 +107,13 @@ async def claim(
 async def warm_up(connection: TrioConnection) -> None:
     """Prepare and plan the statement, and load what it touches, by claiming nothing."""
     await claim(
-        connection, {}, in_flight={}, lease_token=LeaseToken(0), lease_seconds=0, silence_seconds=0, instance=""
+        connection,
+        {},
+        in_flight={},
+        lease_token=LeaseToken(0),
+        lease_seconds=0,
+        silence_seconds=0,
+        instance="",
     )
 
 

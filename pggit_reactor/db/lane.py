@@ -6,7 +6,7 @@ the client's side, throws the connection away after any doubt, and paces its rec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -57,6 +57,8 @@ class Lane:
     draw: Callable[[], float]
     """Uniform in [0, 1): jitter of reconnects."""
     on_reconnect: Callable[[str], None] = lambda _: None
+    warm_up: Callable[[TrioConnection], Awaitable[None]] | None = None
+    """Run on each new connection: prepares its statements, so that the first delivery does not wait for it."""
     on_lost: Callable[[str, str], None] = lambda _name, _reason: None
     use_seconds: float = USE_SECONDS
     _connection: TrioConnection | None = None
@@ -106,6 +108,8 @@ class Lane:
             options=self.options,
             connect_timeout_seconds=CONNECT_SECONDS,
         )
+        if self.warm_up is not None:
+            await self.warm_up(self._connection)
         self.generation += 1
         if self.generation > 1:
             self.on_reconnect(self.name)

@@ -81,6 +81,11 @@ async def settle(connection: TrioConnection, batch: Sequence[Settlement], *, wor
     )
 
 
+async def warm_up(connection: TrioConnection) -> None:
+    """Prepare and plan the statement, and load what it touches, by settling nothing."""
+    await connection.execute(_SQL["settle"], _parameters((), ""), prepare=True)
+
+
 async def _still_ours(connection: TrioConnection, batch: Sequence[Settlement]) -> set[tuple[int, int]]:
     cursor = await connection.execute(
         _SQL["unsettled"],

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import attrs
@@ -116,6 +117,9 @@ class Settler:
     async def run(self) -> None:
         """Write for ever; cancel to stop. What is unwritten then is kept for the next `run`."""
         self._take_back()
+        with suppress(DatabaseError):  # The first outcome shall find a warm connection; if not, it says why.
+            async with self._lane.use():
+                pass
         while True:
             await self._wait_for_work()
             self._writing = self._next_batch()

@@ -23,6 +23,8 @@ from pggit_reactor.config.settings import Settings
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.model import AttemptResult, ClaimedDelivery, State, Webhook
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.db import claims, settle
+from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS, Lane
 from pggit_reactor.db.listener import open_listener
 from pggit_reactor.db.settle import SettleReport
