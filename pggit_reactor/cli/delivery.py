@@ -9,7 +9,7 @@ import attrs
 import click
 
 from pggit_reactor.cli.output import json_option, print_facts, print_json, print_table
-from pggit_reactor.cli.parameters import WEBHOOK
+from pggit_reactor.cli.parameters import BIGINT, WEBHOOK
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.core.model import FailedReason, State
 
@@ -33,7 +33,7 @@ def delivery() -> None:
 @click.option("--webhook", "which", type=WEBHOOK, metavar="ID", help="Of this webhook (id or name).")
 @click.option("--status", type=click.Choice([state.value for state in State]), help="In this status.")
 @click.option("--reason", type=click.Choice([reason.value for reason in FailedReason]), help="Dead for this.")
-@click.option("--before", type=int, metavar="ID", help="Below this delivery id: the next page.")
+@click.option("--before", type=BIGINT, metavar="ID", help="Below this delivery id: the next page.")
 @click.option(
     "--limit", type=click.IntRange(1, _LIMIT_MAX), default=_LIMIT_DEFAULT, show_default=True, metavar="N",
     help="At most this many.",
