@@ -65,7 +65,7 @@ def test_everything_that_the_project_asks_for_is_locked(root: Path) -> None:
     asked = tomllib.loads((root / "pyproject.toml").read_text())
     extras, groups = asked["project"]["optional-dependencies"], asked["dependency-groups"]
     runtime = [asked["project"]["dependencies"], asked["build-system"]["requires"]]
-    demo = [*runtime, extras["binary"], extras["embedded"], groups["demo"], groups["build"]]
+    demo = [*runtime, extras["binary"], extras["embedded"], groups["build"]]
     developer = [*demo, *extras.values(), *(group for name, group in groups.items() if name != "lock")]
 
     assert names(*demo) - pins(root, "run").keys() == set()
