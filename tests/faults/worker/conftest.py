@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import attrs
 import pytest
+import structlog
 import trio
 
 from pggit_reactor.db.embedded import EmbeddedPostgres, open_embedded_postgres
+from pggit_reactor.observability.logs import configure_logging
 from pggit_reactor.testing.database import QUICK_SETTINGS, ReactorDatabase, open_database
 from pggit_reactor.testing.receiver import open_receiver
 from pggit_reactor.testing.rig import Rig, arrivals
@@ -84,6 +90,36 @@ class FaultRig(Rig):
         with trio.fail_after(seconds):
             while not condition():  # noqa: ASYNC110  # see the docstring
                 await trio.sleep(0.01)
+
+
+class Lines:
+    """What workers in this process log; pytest shows it where a test fails."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.dropped = 0
+
+    def write_line(self, line: str) -> None:
+        sys.stdout.write(line + "\n")
+        self.events.append(json.loads(line))
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        """Return the events of that name."""
+        return [event for event in self.events if event["event"] == name]
+
+
+@pytest.fixture(autouse=True)
+def lines() -> Iterator[Lines]:
+    """Log as the product does, at its most talkative."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    sink = Lines()
+    configure_logging(level="debug", log_format="json", sink=sink)
+    yield sink
+    structlog.reset_defaults()
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
