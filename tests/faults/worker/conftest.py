@@ -19,10 +19,13 @@ import trio
 
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.embedded import EmbeddedPostgres, open_embedded_postgres
+from pggit_reactor.db.webhooks import secret_place
 from pggit_reactor.observability.logs import configure_logging
+from pggit_reactor.security.keyring import Keyring
+from pggit_reactor.security.sealing import Sealer
 from pggit_reactor.testing.database import QUICK_SETTINGS, ReactorDatabase, open_database
 from pggit_reactor.testing.receiver import open_receiver
-from pggit_reactor.testing.rig import Rig, WorkerProcess, arrivals
+from pggit_reactor.testing.rig import MASTER_KEY, SIGNING_SECRET, Rig, WorkerProcess, arrivals
 
 DISAGREEMENTS = """
 WITH logged AS (
@@ -74,6 +77,19 @@ class FaultRig(Rig):
         assert set(counts) == set(attempts)
         if not at_least:
             assert {uid: count for uid, count in counts.items() if count > attempts[uid]} == {}
+
+    def sealed_secret(self, webhook_id: int) -> bytes:
+        """Return the rig's signing secret as the registry keeps it."""
+        sealer = Sealer(Keyring.parse(Secret(MASTER_KEY)))
+        return sealer.seal(SIGNING_SECRET.encode(), place=secret_place(webhook_id, 1))
+
+    async def seal_check(self) -> None:
+        """Record the check value of the rig's key, as `key new` or the first registration does."""
+        keyring = Keyring.parse(Secret(MASTER_KEY))
+        await self.database.execute(
+            "INSERT INTO pggit.key_check (key_id, check_value) VALUES (%s, %s)",
+            (keyring.active_id, keyring.check_value(keyring.active_id)),
+        )
 
     def host_and_port(self) -> tuple[str, int]:
         """Where the database's server listens."""
