@@ -408,8 +408,8 @@ CREATE TRIGGER queue_after_insert AFTER INSERT ON pggit.alert_delivery_queue
     REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION pggit.queue_after_insert();
 
 CREATE FUNCTION pggit.queue_void_lease() RETURNS trigger LANGUAGE plpgsql AS $$
--- An old worker or an operator decided: whoever held the row no longer does. A worker's own settle changes the
--- token, so it never comes here.
+-- An old worker or an operator decided: whoever held the row no longer does. Moved to another webhook, it must not
+-- be settled by what the first one answered. A worker's own settle changes the token, so it never comes here.
 BEGIN
     NEW.lease_token := NULL;
     NEW.lease_expires_at := NULL;
@@ -420,7 +420,8 @@ END $$;
 CREATE TRIGGER queue_a_void_lease BEFORE UPDATE ON pggit.alert_delivery_queue FOR EACH ROW
     WHEN (OLD.lease_token IS NOT NULL AND NEW.lease_token = OLD.lease_token
           AND (NEW.delivery_status IS DISTINCT FROM OLD.delivery_status
-               OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at))
+               OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at
+               OR NEW.webhook_id <> OLD.webhook_id))
     EXECUTE FUNCTION pggit.queue_void_lease();
 
 CREATE FUNCTION pggit.queue_revive() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -439,15 +440,17 @@ CREATE TRIGGER queue_b_revive BEFORE UPDATE ON pggit.alert_delivery_queue FOR EA
 
 CREATE FUNCTION pggit.queue_after_update() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify('pggit_delivery', NEW.webhook_id::text);
+    IF current_setting('pggit.notify', true) IS DISTINCT FROM 'off' THEN
+        PERFORM pg_notify('pggit_delivery', NEW.webhook_id::text);
+    END IF;
     RETURN NULL;
 END $$;
--- Re-queued, due sooner, moved to another webhook, or given back before its time. A worker's own settle only ever
+-- Re-queued, due sooner, moved to another webhook, or due and no longer leased. A worker's own settle only ever
 -- puts a row off or ends it, so it does not match.
 CREATE TRIGGER queue_after_update AFTER UPDATE ON pggit.alert_delivery_queue FOR EACH ROW
     WHEN (NEW.ready_at IS NOT NULL
           AND (OLD.ready_at IS NULL OR NEW.ready_at < OLD.ready_at OR NEW.webhook_id <> OLD.webhook_id
-               OR (OLD.lease_token IS NOT NULL AND NEW.lease_token IS NULL AND NEW.ready_at <= OLD.ready_at)))
+               OR (OLD.lease_token IS NOT NULL AND NEW.lease_token IS NULL AND NEW.ready_at <= now())))
     EXECUTE FUNCTION pggit.queue_after_update();
 
 ---------------------------------------------------------------------------------------------------------------------
