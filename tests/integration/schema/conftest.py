@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, State, WebhookId
+from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
 from pggit_reactor.core.outcomes import Decision
 from pggit_reactor.db import claims, settle
 from pggit_reactor.db.connect import TrioConnection

@@ -96,8 +96,12 @@ OLD_WORKER = {
 }
 OPERATOR = {
     "re-queue a failed row": Case(was=FAILED, update=REQUEUE, ready=Ready.NOW, voids=True, notifies=True),
-    "re-queue a delivered row": Case(was=DELIVERED, update=REQUEUE, ready=Ready.NOW, voids=True, notifies=True),
-    "re-queue a far retry": Case(was=RETRYING_FAR, update=REQUEUE, ready=Ready.NOW, voids=True, notifies=True),
+    "re-queue a delivered row": Case(
+        was=DELIVERED, update=REQUEUE, ready=Ready.NOW, voids=True, notifies=True
+    ),
+    "re-queue a far retry": Case(
+        was=RETRYING_FAR, update=REQUEUE, ready=Ready.NOW, voids=True, notifies=True
+    ),
     # Without a lease it was due before and is due now: whoever could claim it was told already.
     "re-queue a retry that is due": Case(
         was=RETRYING_DUE, update=REQUEUE, ready=Ready.NOW, voids=True, notifies_if_leased=True
@@ -229,7 +233,9 @@ async def test_a_deadline_that_is_still_to_come_survives_a_requeue(reactor_datab
     assert await rows.get(delivery_id, "expires_at > now()") == (True,)
 
 
-@pytest.mark.parametrize(("old", "new"), [("pending", "retrying"), ("retrying", "pending"), ("failed", "failed")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("pending", "retrying"), ("retrying", "pending"), ("failed", "failed")]
+)
 async def test_what_was_not_done_has_not_come_back(reactor_database, rows, old, new):
     delivery_id = await rows.queue(delivery_status=f"'{old}'", crash_count="2")
     await reactor_database.execute("UPDATE pggit.alert_delivery_queue SET delivery_status = %s", (new,))
