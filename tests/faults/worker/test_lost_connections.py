@@ -11,20 +11,10 @@ from pggit_reactor.db import listener
 from pggit_reactor.db.connection import ABANDON_SECONDS_MAX
 from pggit_reactor.db.lane import USE_SECONDS
 from pggit_reactor.runtime import worker as worker_module
-from pggit_reactor.testing.faults import Direction, FaultProxy, open_proxy
+from pggit_reactor.testing.faults import Direction, open_proxy
 
 HALF_OPEN_NOTICED_SECONDS = 15
 """DESIGN 4: on claim, settle and listen alike."""
-
-
-async def reroute(rig, running, name: str, proxy: FaultProxy):
-    """Let one of the worker's connections go through *proxy* from its next use on; return its lane."""
-    (lane,) = [lane for lane in running.worker._lanes if lane.name == name]
-    # Not while it connects: what it opens then would still go the old way.
-    await rig.until_true(lambda: lane._connection is not None and not lane._lock.locked())
-    lane.dsn = rig.dsn_through(proxy)
-    lane.close()
-    return lane
 
 
 @pytest.mark.parametrize("connection", ["claim", "settle", "side", "listen"])
@@ -50,7 +40,7 @@ async def test_a_connection_that_is_ended_under_load_costs_nothing(rig, connecti
 async def test_a_settle_whose_answer_is_lost_is_written_once(rig):
     webhook_id = await rig.add_webhook()
     async with open_proxy(*rig.host_and_port()) as proxy, rig.worker() as running:
-        await reroute(rig, running, "settle", proxy)
+        await rig.change_lane(running, "settle", dsn=rig.dsn_through(proxy))
         (first,) = await rig.insert(webhook_id)
         await rig.until_status(first, "delivered")
         assert proxy.open_count == 1
@@ -69,7 +59,7 @@ async def test_a_settle_whose_answer_is_lost_is_written_once(rig):
 async def test_a_claim_whose_answer_is_lost_comes_back_with_its_lease_and_is_no_crash(rig):
     webhook_id = await rig.add_webhook()
     async with open_proxy(*rig.host_and_port()) as proxy, rig.worker() as running:
-        await reroute(rig, running, "claim", proxy)
+        await rig.change_lane(running, "claim", dsn=rig.dsn_through(proxy))
         (first,) = await rig.insert(webhook_id)
         await rig.until_status(first, "delivered")
         assert proxy.open_count == 1
@@ -91,7 +81,7 @@ async def test_a_half_open_connection_is_noticed_and_replaced(rig, connection: s
     assert USE_SECONDS + ABANDON_SECONDS_MAX <= HALF_OPEN_NOTICED_SECONDS
     webhook_id = await rig.add_webhook()
     async with open_proxy(*rig.host_and_port()) as proxy, rig.worker() as running:
-        lane = await reroute(rig, running, connection, proxy)
+        lane = await rig.change_lane(running, connection, dsn=rig.dsn_through(proxy))
         (first,) = await rig.insert(webhook_id)
         await rig.until_status(first, "delivered")
         assert proxy.open_count == 1
@@ -119,8 +109,7 @@ async def test_a_deaf_listener_is_found_by_its_canary_and_what_it_missed_is_foun
         rig.dsn = rig.dsn_through(proxy)
         async with rig.worker(WORKER_POLL_SECONDS=600) as running:
             for lane in running.worker._lanes:
-                lane.dsn = rig.database.dsn
-                lane.close()
+                await rig.change_lane(running, lane.name, dsn=rig.database.dsn)
             (first,) = await rig.insert(webhook_id)
             await rig.until_status(first, "delivered")
             await proxy.wait_open(1)
@@ -158,7 +147,7 @@ async def test_a_worker_that_cannot_settle_is_not_called_dead_and_its_late_outco
     """It is heard all the time: another worker takes its row over when the lease has run out, without blame."""
     webhook_id = await rig.add_webhook()
     async with open_proxy(*rig.host_and_port()) as proxy, rig.worker() as stuck:
-        await reroute(rig, stuck, "settle", proxy)
+        await rig.change_lane(stuck, "settle", dsn=rig.dsn_through(proxy))
         (first,) = await rig.insert(webhook_id)
         await rig.until_status(first, "delivered")
         assert proxy.open_count == 1
