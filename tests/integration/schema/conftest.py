@@ -124,6 +124,12 @@ class Hand:
         return await settle.settle(self.settling, batch, worker_id="a worker")
 
 
+@pytest.fixture(scope="session")
+def hand_of() -> Callable[[TrioConnection, TrioConnection], Hand]:
+    """Makes a `Hand` of two sessions of the test's own, one for claims and one for settles."""
+    return Hand
+
+
 @pytest.fixture
 async def hand(reactor_database: ReactorDatabase) -> Hand:
     """A worker's hand, with the rights of its role and no others."""

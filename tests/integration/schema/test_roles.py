@@ -58,9 +58,9 @@ MAY = {
     ],
     "pggit_reader": [
         "SELECT delivery_id, alert_id, webhook_id, delivery_status, retry_count, max_retries, next_retry_at,"
-        " created_at, attempted_at, delivered_at, uid_salt, lease_expires_at, leased_by, held_until, priority, event_type,"
-        " expires_at, last_status, last_error, failed_reason, attempt_count, crash_count, replayed_at, ready_at"
-        " FROM pggit.alert_delivery_queue",
+        " created_at, attempted_at, delivered_at, uid_salt, lease_expires_at, leased_by, held_until, priority,"
+        " event_type, expires_at, last_status, last_error, failed_reason, attempt_count, crash_count, replayed_at,"
+        " ready_at FROM pggit.alert_delivery_queue",
         "SELECT delivery_status, count(*), min(created_at) FROM pggit.alert_delivery_queue GROUP BY 1",
         "SELECT webhook_id, name, url_origin, state, labels FROM pggit.webhook",
         "SELECT * FROM pggit.webhook_health_metrics",
