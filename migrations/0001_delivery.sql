@@ -80,7 +80,8 @@ CREATE TABLE pggit.alert_delivery_queue (
                      ELSE greatest(created_at, next_retry_at, held_until) END
         END) STORED
 ) WITH (
-    fillfactor = 60,
+    -- Room for a second version of every row of a page: a burst is claimed in the order in which it was inserted.
+    fillfactor = 45,
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
     autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
