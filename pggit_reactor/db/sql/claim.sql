@@ -62,6 +62,7 @@ picked AS MATERIALIZED (
         ) AS r
         LIMIT h.budget
     ) AS p
+    WHERE h.priorities <> '{}'
 ),
 claimed AS (
     UPDATE pggit.alert_delivery_queue AS q
@@ -100,7 +101,7 @@ CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
 SELECT
     h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    (
+    CASE WHEN h.priorities <> '{}' THEN (
         SELECT extract(epoch FROM min(n.ready_at) - now())::float8
         FROM unnest(h.priorities) AS level (priority)
         CROSS JOIN LATERAL (
@@ -109,7 +110,7 @@ SELECT
                 AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
             ORDER BY q.ready_at LIMIT 1
         ) AS n
-    )
+    ) END
 FROM hot AS h;
 
 -- name: release
