@@ -267,7 +267,7 @@ async def test_every_function_that_runs_as_its_owner_pins_its_search_path(reacto
         )
     )
 
-    assert functions.keys() == {"add_audit_partitions", "enqueue", "queue_after_insert"}
+    assert functions.keys() == {"add_audit_partitions", "enqueue", "next_webhook_id", "queue_after_insert"}
     assert all(config == ["search_path=pg_catalog, pg_temp"] for config in functions.values())
 
 
