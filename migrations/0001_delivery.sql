@@ -497,7 +497,7 @@ CREATE TABLE pggit.webhook_audit_log (
     audit_id bigint PRIMARY KEY DEFAULT nextval('pggit.webhook_audit_log_audit_id_seq'),
     webhook_id bigint,
     delivery_id bigint,
-    operation varchar(50) CONSTRAINT operation_check CHECK (operation IN (
+    operation varchar(50) CONSTRAINT operation_check CHECK (operation::text IN (
         'delivered', 'failed', 'retried', 'signature_verified', 'key_rotated', 'url_decrypted', 'authentication_failed',
         'rate_limited',
         'webhook_added', 'webhook_changed', 'webhook_removed', 'webhook_paused', 'webhook_resumed', 'webhook_disabled',
