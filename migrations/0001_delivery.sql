@@ -1,8 +1,8 @@
 -- The delivery queue, its log, health, audit and webhook registry; the triggers that wake workers; roles and grants.
 --
 -- On a database without pgGit's phase 8 it creates only. On one with phase 8 it adopts the tables in place. Locks and
--- rewrites there: ACCESS EXCLUSIVE on queue, log, health and audit log, taken at the start in that order and held to the
--- end; each is rewritten once, by one ALTER TABLE (about 1 s per 1,000,000 rows), and its indexes are built anew.
+-- rewrites there: ACCESS EXCLUSIVE on queue, log, health, audit log and all views on them, taken at the start and held to
+-- the end; each table is rewritten once, by one ALTER TABLE (1 s per 1,000,000 rows), and its indexes are built anew.
 -- Time columns are timestamptz: sessions in different zones must agree on what is due.
 
 ---------------------------------------------------------------------------------------------------------------------
@@ -88,16 +88,13 @@ DECLARE
         'observer_queue_alert(bigint, bigint, jsonb)', 'observer_deliver_alert(bigint)', 'observer_escalate_failed_alerts()',
         'get_delivery_status(bigint)', 'get_delivery_log(bigint)', 'count_pending_deliveries()', 'process_failed_deliveries()',
         'retry_delivery(bigint)', 'reset_stuck_deliveries()'];
+    tries_max CONSTANT integer := 1000;
+    lock_timeout CONSTANT text := current_setting('lock_timeout');
     roots oid[];
     wrong text;
+    wanted text;
     found record;
 BEGIN
-    SELECT string_agg(format('pggit.%I', t.name), ', ' ORDER BY t.number) INTO wrong
-    FROM unnest(tables) WITH ORDINALITY AS t (name, number) WHERE to_regclass(format('pggit.%I', t.name)) IS NOT NULL;
-    IF wrong IS NOT NULL THEN
-        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', wrong);
-    END IF;
-
     SELECT string_agg(format('%s.%s %s', e.table_name, e.column_name, e.type), ', ') INTO wrong
     FROM (VALUES
         ('alert_delivery_queue', 'delivery_id', 'bigint'), ('alert_delivery_queue', 'alert_id', 'bigint'),
@@ -222,9 +219,30 @@ BEGIN
                  WHERE d.classoid = 'pg_class'::regclass AND d.objoid = v.oid AND NOT v.is_legacy)
     FROM pggit_adoption_view AS v
     ORDER BY v.depth;
-    FOR found IN SELECT v.name FROM pggit_adoption_view AS v ORDER BY v.depth DESC LOOP
-        EXECUTE format('DROP VIEW %s', found.name);
+
+    -- Whoever writes or reads these meanwhile locks them in an order of its own. So that nobody else is the victim of a
+    -- deadlock, this waits for less than the server takes to look for one, lets go of everything, and begins anew.
+    SELECT string_agg('pggit.' || t.name, ', ') INTO wanted
+    FROM unnest(tables || ARRAY['alert_notification_queue']) AS t (name) WHERE to_regclass('pggit.' || t.name) IS NOT NULL;
+    PERFORM set_config('lock_timeout', (SELECT greatest(p.setting::integer / 2, 10)::text FROM pg_settings AS p
+                                        WHERE p.name = 'deadlock_timeout'), true);
+    FOR tries_left IN REVERSE tries_max .. 0 LOOP
+        EXIT WHEN wanted IS NULL;
+        BEGIN
+            FOR found IN SELECT v.name FROM pggit_adoption_view AS v ORDER BY v.depth DESC LOOP
+                EXECUTE format('DROP VIEW %s', found.name);
+            END LOOP;
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', wanted);
+            EXIT;
+        EXCEPTION WHEN lock_not_available THEN
+            IF tries_left = 0 THEN
+                RAISE EXCEPTION 'some transaction holds the tables of pgGit for minutes; end it and migrate again'
+                    USING ERRCODE = 'object_in_use';
+            END IF;
+        END;
+        PERFORM pg_sleep(random() / 10);
     END LOOP;
+    PERFORM set_config('lock_timeout', lock_timeout, true);
     DROP TABLE pggit_adoption_view;
 
     -- Dropped, because results change their types where they hold times. Phase 7 has a get_webhook_decrypted that returns
