@@ -134,16 +134,16 @@ BEGIN
                 LIMIT merged_min
             ),
             plan AS MATERIALIZED (
-                SELECT coalesce(depth, 4 * merged_min / greatest(count(*), 1) + 16) AS depth FROM head
+                SELECT coalesce(depth, 2 * merged_min / greatest(count(*), 1) + 8) AS depth FROM head
             ),
             row_of AS MATERIALIZED (
-                SELECT r.delivery_id, r.ready_at, r.number = plan.depth AS is_last
+                SELECT r.delivery_id, r.created_at, r.ready_at, r.number = plan.depth AS is_last
                 FROM plan
                 CROSS JOIN head AS h
                 CROSS JOIN LATERAL (
-                    SELECT q.delivery_id, q.ready_at, row_number() OVER (ORDER BY q.ready_at) AS number
+                    SELECT q.delivery_id, q.created_at, q.ready_at, row_number() OVER (ORDER BY q.ready_at) AS number
                     FROM (
-                        SELECT q.delivery_id, q.ready_at FROM pggit.alert_delivery_queue AS q
+                        SELECT q.delivery_id, q.created_at, q.ready_at FROM pggit.alert_delivery_queue AS q
                         WHERE q.webhook_id = h.webhook_id AND q.priority = h.priority AND q.ready_at <= moment
                             AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= moment)
                         ORDER BY q.ready_at LIMIT plan.depth
@@ -152,7 +152,8 @@ BEGIN
             ),
             bound AS (SELECT min(r.ready_at) FILTER (WHERE r.is_last) AS ready_at FROM row_of AS r)
             SELECT
-                array_agg(r.delivery_id) FILTER (WHERE bound.ready_at IS NULL OR r.ready_at <= bound.ready_at),
+                array_agg(r.delivery_id ORDER BY r.created_at, r.delivery_id)
+                    FILTER (WHERE bound.ready_at IS NULL OR r.ready_at <= bound.ready_at),
                 bool_and(bound.ready_at IS NULL) AND (SELECT count(*) FROM head) < merged_min,
                 (SELECT plan.depth FROM plan)
             INTO candidates, is_complete, depth
@@ -170,10 +171,10 @@ BEGIN
         END IF;
         got := ARRAY(
             SELECT q.delivery_id
-            FROM unnest(candidates) AS c (delivery_id)
+            FROM unnest(candidates) WITH ORDINALITY AS c (delivery_id, place)
             JOIN pggit.alert_delivery_queue AS q ON q.delivery_id = c.delivery_id
             WHERE q.ready_at <= moment AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= moment)
-            ORDER BY q.created_at, q.delivery_id
+            ORDER BY c.place
             LIMIT wanted - cardinality(taken)
             FOR UPDATE OF q SKIP LOCKED
         );
