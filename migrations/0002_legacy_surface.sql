@@ -78,7 +78,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 -- them was cut off is a complete merge. At least 1,000 rows are merged, and of them the oldest by created_at are
 -- taken: a retry counts as old as its row, and below 1,000 ready rows the choice is exact. Where other sessions hold
 -- them locked, the next window is read, four times as wide.
--- Costs about 4 us a stream: 40 ms at 10,000 webhooks with ready rows.
+-- Costs 7 us a stream, so 2 ms at 10 webhooks with ready rows and 75 ms at 10,000; 2.3 ms behind 300,000 rows of one.
 #variable_conflict use_column
 DECLARE
     lease CONSTANT interval := pggit.sql_lease();
@@ -210,7 +210,7 @@ DECLARE
     succeeded CONSTANT boolean := status BETWEEN 200 AND 299;
     is_transient CONSTANT boolean := status = 0 OR status >= 500;
     -- What the column holds; an old worker that measured for a month is still counted.
-    took CONSTANT numeric := least(p_response_time_ms, 99999999);
+    took CONSTANT numeric := CASE WHEN p_response_time_ms > 99999999 THEN 99999999 ELSE p_response_time_ms END;
 BEGIN
     INSERT INTO pggit.webhook_health_metrics AS h (
         webhook_id, total_deliveries, successful_deliveries, failed_deliveries, avg_response_time_ms, max_response_time_ms,
