@@ -137,20 +137,21 @@ BEGIN
                 SELECT coalesce(depth, 2 * merged_min / greatest(count(*), 1) + 8) AS depth FROM head
             ),
             row_of AS MATERIALIZED (
-                SELECT r.delivery_id, r.created_at, r.ready_at, r.number = plan.depth AS is_last
+                SELECT h.webhook_id, h.priority, r.delivery_id, r.created_at, r.ready_at
                 FROM plan
                 CROSS JOIN head AS h
                 CROSS JOIN LATERAL (
-                    SELECT q.delivery_id, q.created_at, q.ready_at, row_number() OVER (ORDER BY q.ready_at) AS number
-                    FROM (
-                        SELECT q.delivery_id, q.created_at, q.ready_at FROM pggit.alert_delivery_queue AS q
-                        WHERE q.webhook_id = h.webhook_id AND q.priority = h.priority AND q.ready_at <= moment
-                            AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= moment)
-                        ORDER BY q.ready_at LIMIT plan.depth
-                    ) AS q
+                    SELECT q.delivery_id, q.created_at, q.ready_at FROM pggit.alert_delivery_queue AS q
+                    WHERE q.webhook_id = h.webhook_id AND q.priority = h.priority AND q.ready_at <= moment
+                        AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= moment)
+                    ORDER BY q.ready_at LIMIT plan.depth
                 ) AS r
             ),
-            bound AS (SELECT min(r.ready_at) FILTER (WHERE r.is_last) AS ready_at FROM row_of AS r)
+            cut AS (
+                SELECT max(r.ready_at) AS ready_at FROM row_of AS r
+                GROUP BY r.webhook_id, r.priority HAVING count(*) = (SELECT plan.depth FROM plan)
+            ),
+            bound AS (SELECT min(cut.ready_at) AS ready_at FROM cut)
             SELECT
                 array_agg(r.delivery_id ORDER BY r.created_at, r.delivery_id)
                     FILTER (WHERE bound.ready_at IS NULL OR r.ready_at <= bound.ready_at),
