@@ -50,7 +50,12 @@ SHAPE = {
     " AND relkind IN ('r', 'p') AND relname !~ '^webhook_audit_log_' ORDER BY 1",
 }
 # Left as it was found: its times are plain, its checks have other names.
-LEFT_ALONE = ("alert_observers", "alert_routing_rules", "alert_notification_webhooks", "alert_notification_queue")
+LEFT_ALONE = (
+    "alert_observers",
+    "alert_routing_rules",
+    "alert_notification_webhooks",
+    "alert_notification_queue",
+)
 
 
 async def shape(database: ReactorDatabase, what: str) -> list[tuple]:
@@ -58,7 +63,9 @@ async def shape(database: ReactorDatabase, what: str) -> list[tuple]:
     return [row for row in rows if not any(name in str(row[0]) for name in LEFT_ALONE)]
 
 
-@pytest.mark.parametrize("scripts", [("phase7",), WEEK1, WEEK2, ALL], ids=["phase 7", "week 1", "week 2", "all"])
+@pytest.mark.parametrize(
+    "scripts", [("phase7",), WEEK1, WEEK2, ALL], ids=["phase 7", "week 1", "week 2", "all"]
+)
 async def test_an_adopted_schema_is_the_one_that_an_empty_database_gets(
     reactor_database, empty_database, load, scripts
 ):
@@ -143,7 +150,9 @@ async def test_the_zone_of_the_session_alone_is_not_taken_for_the_databases(empt
     await empty_database.execute(f"ALTER DATABASE {empty_database.name} RESET timezone")
     connection = await empty_database.connect(TimeZone="Asia/Tokyo")
 
-    with pytest.raises(MigrationError, match="Asia/Tokyo is only this session's .client.; say --legacy-timezone"):
+    with pytest.raises(
+        MigrationError, match="Asia/Tokyo is only this session's .client.; say --legacy-timezone"
+    ):
         await migrate(connection)
 
 
@@ -170,15 +179,19 @@ async def test_a_second_run_does_nothing(empty_database, load):
 
 async def test_foreign_keys_of_addons_are_kept_and_still_work(empty_database, load):
     await load(*ALL)
-    keys = "SELECT conname, conrelid::regclass::text, confrelid::regclass::text, convalidated FROM pg_constraint" \
+    keys = (
+        "SELECT conname, conrelid::regclass::text, confrelid::regclass::text, convalidated FROM pg_constraint"
         " WHERE contype = 'f' AND connamespace IN ('pggit_traffic'::regnamespace, 'pggit_ml'::regnamespace) ORDER BY 1"
+    )
     before = await empty_database.fetch(keys)
     await migrate(await empty_database.connect())
 
     assert len(before) == 3
     assert await empty_database.fetch(keys) == before
     with pytest.raises(DatabaseError) as caught:
-        await empty_database.execute("INSERT INTO pggit_traffic.webhook_share (webhook_id, weight) VALUES (5, 1)")
+        await empty_database.execute(
+            "INSERT INTO pggit_traffic.webhook_share (webhook_id, weight) VALUES (5, 1)"
+        )
     assert caught.value.sqlstate == "23503"
     await empty_database.execute("DELETE FROM pggit.alert_delivery_queue WHERE delivery_id = 11")
     assert await empty_database.fetch("SELECT delivery_id FROM pggit_ml.forecast") == [(None,)]
@@ -208,7 +221,8 @@ async def test_views_of_users_are_made_again_with_owner_grants_options_and_comme
            "legacy_analyst=arwdDxt/legacy_analyst"}  # fmt: skip
     assert [set(row[4]) - own for row in after] == [set(row[4]) - own for row in before]
     assert [(day[:10], count) for day, count in daily] == [
-        (day[:10], count) for day, count in await empty_database.fetch("SELECT day::text, failures FROM reports.daily")
+        (day[:10], count)
+        for day, count in await empty_database.fetch("SELECT day::text, failures FROM reports.daily")
     ]
     assert await empty_database.fetch("SELECT delivery_id FROM reports.stuck") == [(14,)]
     assert await empty_database.fetch("SELECT * FROM reports.depth") == [(6,)]
@@ -226,7 +240,8 @@ async def test_grants_are_kept_on_tables_functions_and_legacy_views(empty_databa
     (row,) = await (await worker.execute("SELECT delivery_id FROM pggit.get_ready_deliveries(1)")).fetchall()
     await worker.execute(
         "UPDATE pggit.alert_delivery_queue SET delivery_status = 'delivered', delivered_at = now(), attempted_at = now()"
-        " WHERE delivery_id = %s", row
+        " WHERE delivery_id = %s",
+        row,
     )
     await worker.execute("SELECT pggit.update_webhook_health(100, 200, 45, NULL)")
     await worker.execute("SELECT pggit.observer_queue_alert(1, 2, '{}')")
@@ -234,7 +249,10 @@ async def test_grants_are_kept_on_tables_functions_and_legacy_views(empty_databa
     assert await (await worker.execute("SELECT pggit.get_webhook_decrypted(100)")).fetchall() == [(None,)]
     await dashboard.execute("SELECT * FROM pggit.v_failed_deliveries")
     await dashboard.execute("GRANT SELECT ON pggit.v_failed_deliveries TO legacy_worker")
-    for statement in ("SELECT * FROM pggit.get_ready_deliveries(1)", "SELECT pggit.observer_queue_alert(1, 2, '{}')"):
+    for statement in (
+        "SELECT * FROM pggit.get_ready_deliveries(1)",
+        "SELECT pggit.observer_queue_alert(1, 2, '{}')",
+    ):
         with pytest.raises(DatabaseError) as caught:
             await dashboard.execute(statement)
         assert caught.value.sqlstate == "42501"
@@ -279,14 +297,18 @@ async def test_grants_are_kept_on_tables_functions_and_legacy_views(empty_databa
         ),
     ],
 )  # fmt: skip
-async def test_what_cannot_be_kept_is_named_and_nothing_is_changed(empty_database, load, statement, complaint):
+async def test_what_cannot_be_kept_is_named_and_nothing_is_changed(
+    empty_database, load, statement, complaint
+):
     await load(*ALL)
     await empty_database.execute(statement)
     before = [await empty_database.fetch(query) for query in (queue_in("UTC"), *SHAPE.values(), VIEWS)]
 
     with pytest.raises(MigrationError, match=f"drop these, migrate, and create them again: .*{complaint}"):
         await migrate(await empty_database.connect())
-    assert [await empty_database.fetch(query) for query in (queue_in("UTC"), *SHAPE.values(), VIEWS)] == before
+    assert [
+        await empty_database.fetch(query) for query in (queue_in("UTC"), *SHAPE.values(), VIEWS)
+    ] == before
 
 
 async def test_a_view_that_cannot_be_put_back_is_named_and_nothing_is_changed(empty_database, load):
@@ -299,7 +321,9 @@ async def test_a_view_that_cannot_be_put_back_is_named_and_nothing_is_changed(em
 
     with pytest.raises(MigrationError, match=r"view reports\.span cannot be put back .* drop it, migrate"):
         await migrate(await empty_database.connect())
-    assert [await empty_database.fetch(query) for query in (queue_in("UTC"), *SHAPE.values(), VIEWS)] == before
+    assert [
+        await empty_database.fetch(query) for query in (queue_in("UTC"), *SHAPE.values(), VIEWS)
+    ] == before
 
 
 async def test_tables_of_somebody_else_are_refused(empty_database):
@@ -308,7 +332,9 @@ async def test_tables_of_somebody_else_are_refused(empty_database):
         "CREATE TABLE pggit.alert_delivery_queue (delivery_id bigserial, alert_id text, created_at date)"
     )
 
-    with pytest.raises(MigrationError, match=r"not the tables of pgGit's phase 8; .*alert_delivery_queue\.alert_id bigint"):
+    with pytest.raises(
+        MigrationError, match=r"not the tables of pgGit's phase 8; .*alert_delivery_queue\.alert_id bigint"
+    ):
         await migrate(await empty_database.connect())
 
 
@@ -373,11 +399,14 @@ async def test_writers_of_the_old_schema_wait_for_the_adoption_and_go_on(empty_d
             ((delivery_id,),) = await cursor.fetchall()
             await connection.execute(
                 "UPDATE pggit.alert_delivery_queue SET delivery_status = 'delivered', delivered_at = CURRENT_TIMESTAMP,"
-                " attempted_at = CURRENT_TIMESTAMP WHERE delivery_id = %s", (delivery_id,), prepare=False,
+                " attempted_at = CURRENT_TIMESTAMP WHERE delivery_id = %s",
+                (delivery_id,),
+                prepare=False,
             )
             await connection.execute(
                 "INSERT INTO pggit.alert_delivery_log (delivery_id, webhook_id, event_type) VALUES (%s, 100, 'delivered')",
-                (delivery_id,), prepare=False,
+                (delivery_id,),
+                prepare=False,
             )
             written[0] += 1
 

@@ -63,9 +63,17 @@ async def test_order_is_by_age_whatever_the_webhook_the_priority_and_the_retry(r
     ages = [5, 50, 1, 30, 8, 20, 3]
     ids = {}
     for number, age in enumerate(ages):
-        retry = {"delivery_status": "'retrying'", "next_retry_at": "now() - interval '0.1 s'"} if number % 2 else {}
+        retry = (
+            {"delivery_status": "'retrying'", "next_retry_at": "now() - interval '0.1 s'"}
+            if number % 2
+            else {}
+        )
         ids[age] = await insert(
-            reactor_database, number % 3, created_at=f"now() - interval '{age} s'", priority=str(number % 2), **retry
+            reactor_database,
+            number % 3,
+            created_at=f"now() - interval '{age} s'",
+            priority=str(number % 2),
+            **retry,
         )
     rows = await reactor_database.fetch(
         "SELECT r.delivery_id FROM pggit.get_ready_deliveries(4) WITH ORDINALITY AS"
@@ -192,7 +200,9 @@ async def test_with_a_lease_of_0_it_only_looks_and_reading_rights_suffice(reacto
 async def test_a_lease_that_makes_no_sense_is_refused_by_name(reactor_database, lease: str):
     connection = await reactor_database.connect(**{"pggit.lease": lease.replace(" ", "\\ ")})
 
-    with pytest.raises(DatabaseError, match=r"setting pggit\.lease is .*; allowed: 0 \(only look\) to 1 day") as caught:
+    with pytest.raises(
+        DatabaseError, match=r"setting pggit\.lease is .*; allowed: 0 \(only look\) to 1 day"
+    ) as caught:
         await claim(connection)
     assert caught.value.sqlstate == "22023"
 
@@ -204,7 +214,9 @@ async def test_a_negative_limit_is_refused_by_name(reactor_database):
 
 
 @pytest.mark.parametrize(("limit", "is_held"), [("1000", False), ("1001", True), ("2147483647", True)])
-async def test_a_claim_of_over_1000_rows_takes_them_out_of_the_claim_index(reactor_database, limit: str, is_held: bool):
+async def test_a_claim_of_over_1000_rows_takes_them_out_of_the_claim_index(
+    reactor_database, limit: str, is_held: bool
+):
     await reactor_database.execute(
         "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body)"
         " SELECT n, 7, '{}' FROM generate_series(1, 1500) AS n"
@@ -224,12 +236,17 @@ async def test_what_an_old_worker_writes_ends_its_claim_of_any_size(reactor_data
     )
     await claimed(reactor_database, "5000")
     await reactor_database.execute(
-        "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() - interval '1 s' WHERE delivery_id %% 2 = 0", ()
+        "UPDATE pggit.alert_delivery_queue SET next_retry_at = now() - interval '1 s' WHERE delivery_id %% 2 = 0",
+        (),
     )
 
-    assert await reactor_database.fetch_value(
-        "SELECT count(*) FROM pggit.alert_delivery_queue WHERE lease_token IS NULL AND held_until IS NULL"
-    ) == len(await claimed(reactor_database, "5000")) == 550
+    assert (
+        await reactor_database.fetch_value(
+            "SELECT count(*) FROM pggit.alert_delivery_queue WHERE lease_token IS NULL AND held_until IS NULL"
+        )
+        == len(await claimed(reactor_database, "5000"))
+        == 550
+    )
 
 
 async def test_paused_and_disabled_webhooks_are_left_out_and_unregistered_ones_are_not(rig: Rig):
@@ -237,7 +254,8 @@ async def test_paused_and_disabled_webhooks_are_left_out_and_unregistered_ones_a
     disabled = await rig.add_webhook(state="disabled")
     put_off = await rig.add_webhook()
     await rig.database.execute(
-        "UPDATE pggit.webhook_limit SET paused_until = now() + interval '1 hour' WHERE webhook_id = %s", (put_off,)
+        "UPDATE pggit.webhook_limit SET paused_until = now() + interval '1 hour' WHERE webhook_id = %s",
+        (put_off,),
     )
     active = await rig.add_webhook()
     ids = [(await rig.insert(webhook_id))[0] for webhook_id in (paused, disabled, put_off, active, -99)]

@@ -40,7 +40,10 @@ async def health(database, webhook_id: int, *columns: str) -> tuple:
      (300, "unavailable"), (404, "unavailable"), (410, "unavailable"), (429, "unavailable")],
 )  # fmt: skip
 async def test_a_status_has_its_word(reactor_database, status: int, word: str):
-    assert await reactor_database.fetch_value("SELECT pggit.update_webhook_health(-5, %s, 10)", (status,)) is True
+    assert (
+        await reactor_database.fetch_value("SELECT pggit.update_webhook_health(-5, %s, 10)", (status,))
+        is True
+    )
 
     assert await health(reactor_database, -5, "health_status") == (word,)
 
@@ -52,7 +55,12 @@ async def test_the_mean_starts_at_the_first_response_where_the_row_began_without
     await reactor_database.execute("SELECT pggit.update_webhook_health(5, 200, 40)")
 
     assert await health(
-        reactor_database, 5, "avg_response_time_ms", "max_response_time_ms", "min_response_time_ms", "total_deliveries"
+        reactor_database,
+        5,
+        "avg_response_time_ms",
+        "max_response_time_ms",
+        "min_response_time_ms",
+        "total_deliveries",
     ) == (40, 40, 40, 4)
 
 
@@ -91,14 +99,18 @@ async def open_breaker(database) -> None:
 
 
 @pytest.mark.parametrize("means", [RESET, "SELECT pggit.update_webhook_health(%s, 200, 10)"])
-async def test_the_legacy_reset_and_a_success_close_the_breaker_and_wake_the_workers(reactor_database, means: str):
+async def test_the_legacy_reset_and_a_success_close_the_breaker_and_wake_the_workers(
+    reactor_database, means: str
+):
     await open_breaker(reactor_database)
     listener = await reactor_database.connect()
     await listener.execute("LISTEN pggit_delivery")
     await reactor_database.execute(means, (5,))
 
     assert await health(reactor_database, 5, *BREAKER) == (0, None, 0, 0, "healthy")
-    assert await reactor_database.fetch("SELECT breaker_until, blocked_until FROM pggit.webhook_limit") == [(None, None)]
+    assert await reactor_database.fetch("SELECT breaker_until, blocked_until FROM pggit.webhook_limit") == [
+        (None, None)
+    ]
     assert [notify.payload for notify in await listener.wait_notifies()] == ["5"]
 
 
@@ -112,7 +124,9 @@ async def test_an_operator_without_rights_on_the_limits_resets_a_breaker(reactor
 
 
 async def test_a_permanent_failure_says_nothing_to_the_breaker(reactor_database):
-    await reactor_database.execute("SELECT pggit.update_webhook_health(5, 404, 10) FROM generate_series(1, 7)")
+    await reactor_database.execute(
+        "SELECT pggit.update_webhook_health(5, 404, 10) FROM generate_series(1, 7)"
+    )
 
     assert await health(reactor_database, 5, "breaker_failures", "consecutive_failures") == (0, 7)
 
@@ -132,14 +146,18 @@ async def test_initialising_a_webhook_twice_is_no_error(reactor_database):
 async def test_a_registered_url_is_sealed_and_the_error_says_what_shows_it(rig: Rig):
     webhook_id = await rig.add_webhook()
 
-    with pytest.raises(DatabaseError, match=f"webhook {webhook_id} is sealed .*pggit-reactor webhook show") as caught:
+    with pytest.raises(
+        DatabaseError, match=f"webhook {webhook_id} is sealed .*pggit-reactor webhook show"
+    ) as caught:
         await rig.database.fetch("SELECT pggit.get_webhook_decrypted(%s)", (webhook_id,))
     assert caught.value.sqlstate == "55000"
 
 
 async def test_an_audit_row_is_written_and_its_id_returned(reactor_database):
     ids = [
-        await reactor_database.fetch_value("SELECT pggit.log_webhook_delivery(1, 2, %s, p_signature_verified => true)", (status,))
+        await reactor_database.fetch_value(
+            "SELECT pggit.log_webhook_delivery(1, 2, %s, p_signature_verified => true)", (status,)
+        )
         for status in (204, 500)
     ]
     assert await reactor_database.fetch(
@@ -158,9 +176,9 @@ async def test_an_alert_is_queued_with_one_event(reactor_database):
         reactor_database, delivery_id, "alert_id", "webhook_id", "message_body::text", "delivery_status", "retry_count",
         "max_retries", "created_at <= now()",
     ) == (3, -4, "null", "pending", 0, 3, True)  # fmt: skip
-    assert await reactor_database.fetch("SELECT event_type FROM pggit.get_delivery_log(%s)", (delivery_id,)) == [
-        ("queued",)
-    ]
+    assert await reactor_database.fetch(
+        "SELECT event_type FROM pggit.get_delivery_log(%s)", (delivery_id,)
+    ) == [("queued",)]
 
 
 async def test_delivering_a_row_by_hand_puts_it_in_front_of_the_workers(rig: Rig):
@@ -189,15 +207,17 @@ async def test_a_failed_row_is_retried_by_hand_and_delivered_by_a_worker(rig: Ri
             (delivery_id, "pending", 404, "due now; a worker delivers it")
         ]
         await rig.until_status(delivery_id, "delivered")
-    assert await rig.database.fetch("SELECT status, error_message FROM pggit.retry_delivery(%s)", (delivery_id,)) == [
-        ("delivered", "a delivered delivery is left as it is; retried are: retrying, failed")
-    ]
+    assert await rig.database.fetch(
+        "SELECT status, error_message FROM pggit.retry_delivery(%s)", (delivery_id,)
+    ) == [("delivered", "a delivered delivery is left as it is; retried are: retrying, failed")]
 
 
 @pytest.mark.parametrize("function", ["observer_deliver_alert", "retry_delivery"])
 @pytest.mark.parametrize("argument", ["99", "NULL"])
 async def test_an_unknown_delivery_is_refused_by_name(reactor_database, function: str, argument: str):
-    with pytest.raises(DatabaseError, match=f"p_delivery_id is {argument.lower()}; no delivery has this id") as caught:
+    with pytest.raises(
+        DatabaseError, match=f"p_delivery_id is {argument.lower()}; no delivery has this id"
+    ) as caught:
         await reactor_database.fetch(f"SELECT * FROM pggit.{function}({argument})")
     assert caught.value.sqlstate == "P0002"
 
@@ -206,8 +226,12 @@ async def test_what_is_being_delivered_is_not_taken_away(reactor_database):
     delivery_id = await insert(
         reactor_database, lease_token="1", lease_expires_at="now() + interval '1 min'", leased_by="'a worker'"
     )
-    rows = await reactor_database.fetch("SELECT status, error_message FROM pggit.observer_deliver_alert(%s)", (delivery_id,))
-    await reactor_database.execute("UPDATE pggit.alert_delivery_queue SET created_at = now() - interval '2 hours'")
+    rows = await reactor_database.fetch(
+        "SELECT status, error_message FROM pggit.observer_deliver_alert(%s)", (delivery_id,)
+    )
+    await reactor_database.execute(
+        "UPDATE pggit.alert_delivery_queue SET created_at = now() - interval '2 hours'"
+    )
     reset = await reactor_database.fetch_value("SELECT reset_count FROM pggit.reset_stuck_deliveries()")
 
     assert (rows, reset) == ([("pending", "being delivered at this moment")], 0)
@@ -215,7 +239,9 @@ async def test_what_is_being_delivered_is_not_taken_away(reactor_database):
 
 
 async def test_escalation_reports_what_waits_over_30_minutes_and_changes_nothing(reactor_database):
-    old = await insert(reactor_database, created_at="now() - interval '90 minutes'", delivery_status="'retrying'")
+    old = await insert(
+        reactor_database, created_at="now() - interval '90 minutes'", delivery_status="'retrying'"
+    )
     older = await insert(reactor_database, created_at="now() - interval '5 hours'")
     await insert(reactor_database, created_at="now() - interval '29 minutes'")
     await insert(reactor_database, created_at="now() - interval '5 hours'", delivery_status="'failed'")
@@ -229,25 +255,46 @@ async def test_stuck_rows_go_back_to_pending_and_what_its_producer_put_off_does_
     old = "now() - interval '61 minutes'"
     stuck = [
         await insert(reactor_database, created_at=old),
-        await insert(reactor_database, created_at=old, delivery_status="'retrying'", retry_count="2", attempted_at="now()"),
         await insert(
-            reactor_database, created_at=old, delivery_status="'retrying'", next_retry_at="now() + interval '5 min'"
+            reactor_database,
+            created_at=old,
+            delivery_status="'retrying'",
+            retry_count="2",
+            attempted_at="now()",
+        ),
+        await insert(
+            reactor_database,
+            created_at=old,
+            delivery_status="'retrying'",
+            next_retry_at="now() + interval '5 min'",
         ),
     ]
     kept = [
         await insert(reactor_database, created_at=old, next_retry_at="now() + interval '1 day'"),
-        await insert(reactor_database, created_at="now() - interval '59 minutes'", delivery_status="'retrying'"),
+        await insert(
+            reactor_database, created_at="now() - interval '59 minutes'", delivery_status="'retrying'"
+        ),
         await insert(reactor_database, created_at=old, delivery_status="'failed'"),
     ]
     before = [await row(reactor_database, delivery_id, "alert_delivery_queue::text") for delivery_id in kept]
-    rows = await reactor_database.fetch("SELECT reset_count, execution_timestamp <= now() + interval '1 min' FROM pggit.reset_stuck_deliveries()")
+    rows = await reactor_database.fetch(
+        "SELECT reset_count, execution_timestamp <= now() + interval '1 min' FROM pggit.reset_stuck_deliveries()"
+    )
 
     assert rows == [(3, True)]
     for delivery_id in stuck:
         assert await row(
-            reactor_database, delivery_id, "delivery_status", "retry_count", "next_retry_at", "attempted_at", "ready_at <= now()"
+            reactor_database,
+            delivery_id,
+            "delivery_status",
+            "retry_count",
+            "next_retry_at",
+            "attempted_at",
+            "ready_at <= now()",
         ) == ("pending", 0, None, None, True)
-    assert [await row(reactor_database, delivery_id, "alert_delivery_queue::text") for delivery_id in kept] == before
+    assert [
+        await row(reactor_database, delivery_id, "alert_delivery_queue::text") for delivery_id in kept
+    ] == before
     assert await reactor_database.fetch(
         "SELECT count(*), bool_and(event_details ? 'action' AND event_details ? 'reason') FROM pggit.alert_delivery_log"
         " WHERE event_type = 'escalated'"
@@ -257,7 +304,11 @@ async def test_stuck_rows_go_back_to_pending_and_what_its_producer_put_off_does_
 async def test_processing_wakes_the_workers_counts_outcomes_and_fails_nothing(reactor_database):
     listener = await reactor_database.connect()
     await listener.execute("LISTEN pggit_delivery")
-    due = {"delivery_status": "'retrying'", "next_retry_at": "now() - interval '1 s'", "created_at": "now() - interval '2 hours'"}
+    due = {
+        "delivery_status": "'retrying'",
+        "next_retry_at": "now() - interval '1 s'",
+        "created_at": "now() - interval '2 hours'",
+    }
     ids = [await insert(reactor_database, **due) for _ in range(3)]
     await listener.wait_notifies()
     for event in ("delivered", "failed", "delivered"):
@@ -280,7 +331,10 @@ async def test_the_status_view_always_has_four_rows(reactor_database):
         ("pending", 0, None), ("retrying", 0, None), ("delivered", 0, None), ("failed", 0, None),
     ]  # fmt: skip
     await insert(
-        reactor_database, delivery_status="'delivered'", created_at="now() - interval '4 s'", delivered_at="now()"
+        reactor_database,
+        delivery_status="'delivered'",
+        created_at="now() - interval '4 s'",
+        delivered_at="now()",
     )
     await insert(reactor_database, delivery_status="'failed'", retry_count="3")
 
@@ -355,7 +409,9 @@ async def test_a_notification_to_nobody_and_one_that_cannot_be_queued_break_no_p
 async def test_a_producer_of_phase_7_needs_no_rights_on_the_queue(phase7):
     await phase7.execute("GRANT USAGE ON SCHEMA pggit TO pggit_reader")
     await phase7.execute("GRANT INSERT, SELECT ON pggit.alert_notification_queue TO pggit_reader")
-    await phase7.execute("GRANT USAGE ON SEQUENCE pggit.alert_notification_queue_queue_id_seq TO pggit_reader")
+    await phase7.execute(
+        "GRANT USAGE ON SEQUENCE pggit.alert_notification_queue_queue_id_seq TO pggit_reader"
+    )
     producer = await phase7.connect(role="pggit_reader")
     await producer.execute(NOTIFY, (4, 1, "{}"))
 

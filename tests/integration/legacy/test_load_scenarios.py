@@ -29,7 +29,8 @@ async def test_scenario_1_a_thousand_rows_over_a_hundred_webhooks_drain_at_95_pe
     began = perf_counter()
     async with rig.worker(WORKER_ATTEMPTS_MAX=50), rig.worker(WORKER_ATTEMPTS_MAX=50):
         await rig.until(
-            "SELECT NOT EXISTS (SELECT FROM pggit.alert_delivery_queue WHERE ready_at IS NOT NULL)", seconds=120
+            "SELECT NOT EXISTS (SELECT FROM pggit.alert_delivery_queue WHERE ready_at IS NOT NULL)",
+            seconds=120,
         )
     took = perf_counter() - began
     print(f"scenario 1: 1000 rows in {took:.1f} s, {1000 / took:.0f}/s")
@@ -50,10 +51,14 @@ async def test_scenarios_2_and_3_five_500s_degrade_and_a_success_heals(rig: Rig)
             "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body, max_retries) VALUES (1, %s, '{}', 4)",
             (webhook_id,),
         )
-        await rig.until("SELECT count(*) = 1 FROM pggit.alert_delivery_queue WHERE delivery_status = 'failed'")
+        await rig.until(
+            "SELECT count(*) = 1 FROM pggit.alert_delivery_queue WHERE delivery_status = 'failed'"
+        )
         assert await rig.database.fetch(HEALTH, (webhook_id,)) == [("degraded", 5)]
         await rig.insert(webhook_id)
-        await rig.until("SELECT count(*) = 2 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'")
+        await rig.until(
+            "SELECT count(*) = 2 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'"
+        )
 
     assert await rig.database.fetch(HEALTH, (webhook_id,)) == [("healthy", 0)]
     print("scenarios 2 and 3: degraded after 5 in a row, healthy after one success")
@@ -76,7 +81,9 @@ async def test_scenario_5_a_timeout_is_transient(rig: Rig):
     never = trio.Event()
     rig.receiver.script("/hook", gated(never, answer(200)))
     began = perf_counter()
-    async with rig.worker(DELIVERY_TIMEOUT_SECONDS=5, WORKER_LEASE_SECONDS=8, DELIVERY_BACKOFF_BASE_SECONDS=60):
+    async with rig.worker(
+        DELIVERY_TIMEOUT_SECONDS=5, WORKER_LEASE_SECONDS=8, DELIVERY_BACKOFF_BASE_SECONDS=60
+    ):
         (delivery_id,) = await rig.insert(webhook_id)
         await rig.until_status(delivery_id, "retrying")
         took = perf_counter() - began
@@ -100,7 +107,10 @@ async def test_scenario_6_ten_webhooks_fail_and_the_rest_works(rig: Rig):
     async with rig.worker():
         for webhook_id in working:
             await rig.insert(webhook_id, 10)
-        await rig.until("SELECT NOT EXISTS (SELECT FROM pggit.alert_delivery_queue WHERE ready_at IS NOT NULL)", seconds=60)
+        await rig.until(
+            "SELECT NOT EXISTS (SELECT FROM pggit.alert_delivery_queue WHERE ready_at IS NOT NULL)",
+            seconds=60,
+        )
 
     assert await rig.database.fetch(STATUS) == [("delivered", 200), ("failed", 10)]
     assert await rig.database.fetch(
@@ -148,7 +158,9 @@ async def test_scenario_8_a_slow_webhook_is_seen_and_delays_nobody(rig: Rig):
     async with rig.worker(DELIVERY_TIMEOUT_SECONDS=20, WORKER_LEASE_SECONDS=30):
         for webhook_id in others:
             await rig.insert(webhook_id, 20)
-        await rig.until("SELECT count(*) = 100 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'")
+        await rig.until(
+            "SELECT count(*) = 100 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'"
+        )
         ((depth, age),) = await rig.database.fetch(
             "SELECT count, extract(epoch FROM now() - oldest)::float8 FROM pggit.v_delivery_queue_status"
             " WHERE status = 'pending'"
@@ -157,7 +169,9 @@ async def test_scenario_8_a_slow_webhook_is_seen_and_delays_nobody(rig: Rig):
             "SELECT max(extract(epoch FROM delivered_at - created_at))::float8 FROM pggit.alert_delivery_queue"
             " WHERE webhook_id <> %s", (slow,)
         )  # fmt: skip
-        print(f"scenario 8: {depth} rows wait, the oldest for {age:.1f} s; the others took at most {latency * 1000:.0f} ms")
+        print(
+            f"scenario 8: {depth} rows wait, the oldest for {age:.1f} s; the others took at most {latency * 1000:.0f} ms"
+        )
         assert (depth, age >= 10) == (100, True)
         assert latency < 5
         gate.set()

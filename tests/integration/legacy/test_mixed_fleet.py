@@ -14,7 +14,7 @@ from pggit_reactor.testing.rig import Rig, arrivals
 
 PRODUCERS = {
     "seven columns": "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body, delivery_status,"
-    " retry_count, max_retries, created_at) VALUES (%(alert)s, %(webhook)s, '{\"severity\": \"WARNING\", \"z_score\": 3.5}',"
+    ' retry_count, max_retries, created_at) VALUES (%(alert)s, %(webhook)s, \'{"severity": "WARNING", "z_score": 3.5}\','
     " 'pending', 0, 3, CURRENT_TIMESTAMP) RETURNING delivery_id",
     "three columns": "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body)"
     " VALUES (%(alert)s, %(webhook)s, '{}') RETURNING delivery_id",
@@ -46,9 +46,12 @@ class OldWorker:
         if self.status == 200:
             word, change = "delivered", "delivery_status = 'delivered', delivered_at = CURRENT_TIMESTAMP"
         elif self.status >= 500 and has_retries:
-            word, change = "retrying", (
-                "delivery_status = 'retrying', retry_count = retry_count + 1,"
-                " next_retry_at = CURRENT_TIMESTAMP + INTERVAL '0.05 seconds'"
+            word, change = (
+                "retrying",
+                (
+                    "delivery_status = 'retrying', retry_count = retry_count + 1,"
+                    " next_retry_at = CURRENT_TIMESTAMP + INTERVAL '0.05 seconds'"
+                ),
             )
         else:
             word, change = "failed", "delivery_status = 'failed'"
@@ -90,19 +93,27 @@ async def test_a_thousand_rows_in_one_statement_are_a_thousand_rows(rig: Rig):
     )
     assert inserted == 1000
     async with rig.worker(WORKER_POLL_SECONDS=600):
-        await rig.until("SELECT count(*) = 100 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'")
+        await rig.until(
+            "SELECT count(*) = 100 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'"
+        )
 
     assert len(ids) == 10
     assert len(arrived(rig)) == 100
     # Nobody registered the other 90: they wait.
-    assert await rig.database.fetch("SELECT * FROM pggit.count_pending_by_status()") == [(900, 0, 100, 0, 1000)]
+    assert await rig.database.fetch("SELECT * FROM pggit.count_pending_by_status()") == [
+        (900, 0, 100, 0, 1000)
+    ]
 
 
 async def test_old_and_new_workers_share_a_queue_and_no_row_is_sent_twice(rig: Rig):
     ids = [await rig.add_webhook(f"/hook{number}") for number in range(5)]
     old = [OldWorker(rig), OldWorker(rig)]
     done = trio.Event()
-    async with rig.worker(WORKER_ATTEMPTS_MAX=8), rig.worker(WORKER_ATTEMPTS_MAX=8), trio.open_nursery() as nursery:
+    async with (
+        rig.worker(WORKER_ATTEMPTS_MAX=8),
+        rig.worker(WORKER_ATTEMPTS_MAX=8),
+        trio.open_nursery() as nursery,
+    ):
         for worker in old:
             nursery.start_soon(worker.run, done)
         for _ in range(20):
@@ -135,9 +146,13 @@ async def test_what_old_workers_reschedule_new_ones_deliver(rig: Rig):
         await rig.until("SELECT count(*) = 20 FROM pggit.alert_delivery_queue WHERE retry_count >= 1")
         done.set()
     async with rig.worker():
-        await rig.until("SELECT NOT EXISTS (SELECT FROM pggit.alert_delivery_queue WHERE ready_at IS NOT NULL)")
+        await rig.until(
+            "SELECT NOT EXISTS (SELECT FROM pggit.alert_delivery_queue WHERE ready_at IS NOT NULL)"
+        )
 
-    assert await rig.database.fetch("SELECT count(*) FROM pggit.alert_delivery_queue WHERE delivery_status IN ('pending', 'retrying')") == [(0,)]
+    assert await rig.database.fetch(
+        "SELECT count(*) FROM pggit.alert_delivery_queue WHERE delivery_status IN ('pending', 'retrying')"
+    ) == [(0,)]
     assert await rig.row(last, "retry_count > 0") == (True,)
     assert set(Counter(arrived(rig)).values()) <= {1}
 
@@ -163,7 +178,9 @@ async def test_an_operators_statements_work_while_everything_runs(rig: Rig):
         ids = await rig.insert(webhook_id, 2)
         for delivery_id in ids:
             await rig.until_status(delivery_id, "failed")
-        assert await rig.database.fetch("SELECT health_status FROM pggit.v_degraded_webhooks") == [("unavailable",)]
+        assert await rig.database.fetch("SELECT health_status FROM pggit.v_degraded_webhooks") == [
+            ("unavailable",)
+        ]
         await rig.database.execute(
             "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = 'healthy',"
             " last_check_at = CURRENT_TIMESTAMP WHERE health_status != 'healthy'"
