@@ -177,7 +177,7 @@ BEGIN
             WHERE q.ready_at <= moment AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= moment)
             ORDER BY c.place
             LIMIT wanted - cardinality(taken)
-            FOR UPDATE OF q SKIP LOCKED
+            FOR NO KEY UPDATE OF q SKIP LOCKED
         );
         UPDATE pggit.alert_delivery_queue AS q
         SET lease_token = token,
@@ -353,7 +353,7 @@ BEGIN
         WHEN q.delivery_status IN ('delivered', 'failed') THEN NULL
         WHEN q.lease_expires_at > clock_timestamp() THEN 'being delivered at this moment'
         ELSE 'due now; a worker delivers it' END
-    INTO remark FROM pggit.alert_delivery_queue AS q WHERE q.delivery_id = p_delivery_id FOR UPDATE;
+    INTO remark FROM pggit.alert_delivery_queue AS q WHERE q.delivery_id = p_delivery_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'p_delivery_id is %; no delivery has this id', coalesce(p_delivery_id::text, 'null')
             USING ERRCODE = 'no_data_found';
@@ -375,7 +375,7 @@ DECLARE
     was text;
     remark text := 'due now; a worker delivers it';
 BEGIN
-    SELECT q.delivery_status INTO was FROM pggit.alert_delivery_queue AS q WHERE q.delivery_id = p_delivery_id FOR UPDATE;
+    SELECT q.delivery_status INTO was FROM pggit.alert_delivery_queue AS q WHERE q.delivery_id = p_delivery_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'p_delivery_id is %; no delivery has this id', coalesce(p_delivery_id::text, 'null')
             USING ERRCODE = 'no_data_found';
@@ -486,7 +486,7 @@ BEGIN
             AND q.created_at < now() - interval '60 minutes'
             AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
             AND NOT (q.delivery_status = 'pending' AND q.attempt_count = 0 AND coalesce(q.next_retry_at > now(), false))
-        FOR UPDATE SKIP LOCKED
+        FOR NO KEY UPDATE SKIP LOCKED
     ),
     put_back AS (
         UPDATE pggit.alert_delivery_queue AS q

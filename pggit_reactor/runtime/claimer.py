@@ -30,12 +30,21 @@ from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
 from pggit_reactor.runtime.hotset import HotSet
+from pggit_reactor.runtime.refusals import Suspects, is_about_rows
 from pggit_reactor.runtime.wake import Wake
 
 GATHER_SECONDS: Final = 0.002
 """Under load, a claim waits this long for company: 10 to 30 rows a statement instead of 2."""
 GATHER_IN_FLIGHT_MIN: Final = 24
 """How many attempts in flight are load."""
+CLAIM_ROWS_MAX: Final = 128
+"""A claim takes no more, however many slots are free: so others are being sent while the next claim is under way, and
+no pass of the event loop is as long as sending a whole worker's worth."""
+LOOK_SECONDS: Final = 0.02
+"""How long silent rows of other webhooks may wait while hot ones fill every claim."""
+FULL_SECONDS_MAX: Final = 0.05
+"""All slots taken for so long is no room: siblings may have some, and producers are to tell them. Under load each claim
+fills the slots for a moment, which is none of anybody's business."""
 ADOPT_EVERY_SECONDS: Final = 60.0
 ADOPT_CHEAP_SECONDS: Final = 0.02
 TIMER_SLACK_SECONDS: Final = 0.002
@@ -118,10 +127,15 @@ class Claimer:
         init=False,
     )
     _hot: HotSet = attrs.field(factory=HotSet, init=False)
+    _suspects: Suspects = attrs.field(factory=Suspects, init=False)
     _wake: Wake = attrs.field(factory=Wake, init=False)
     _generation: int = attrs.field(default=0, init=False)
     _next_poll_at: float = attrs.field(default=-math.inf, init=False)
     _next_adopt_at: float = attrs.field(default=-math.inf, init=False)
+    _looked_at: float = attrs.field(default=-math.inf, init=False)
+    _filled: bool = attrs.field(default=False, init=False)
+    """The last plan was as large as a claim may be: looking for more would be in vain."""
+    _full_since: float = attrs.field(default=math.inf, init=False)
 
     def hint(self, webhook_ids: Iterable[WebhookId]) -> None:
         """These may have ready deliveries now."""
@@ -188,7 +202,7 @@ class Claimer:
         """Claim while producers are silent on our account, and until nothing of that is left."""
         now = trio.current_time()
         self._hot.promote(now)
-        has_room = self.capacity.slots > 0 and not self.brakes.stopped()
+        has_room = self._has_room(now)
         async with self.lane.use() as connection:
             if self.gate.is_busy(now) and has_room:
                 await self.gate.open(connection, self.lane.generation)
@@ -199,7 +213,8 @@ class Claimer:
             else:  # Begun anew where the connection is another one.
                 await self.gate.close(connection, self.lane.generation)
             drained = await self.gate.drained(connection)
-            await self._look(connection)
+            if self.gate.draining or self._must_look(now):
+                await self._look(connection)
         budgets = self._plan()
         if budgets:
             await self._claim(budgets)
@@ -207,8 +222,22 @@ class Claimer:
             # What the last look found is hot, or has a timer: it needs no notification.
             self.gate.sleep()
             return
+        if self._filled and len(self._hot) and self.capacity.slots > 0:
+            return  # The next claim is under way while what this one brought is sent.
         with trio.move_on_after(self.gate.pause_seconds(now)):
             await self._wake.wait()
+            await self._gather()
+
+    def _must_look(self, now: float) -> bool:
+        """Say whether silent rows may be of webhooks that nothing made hot; in vain where nothing can be claimed."""
+        return self.capacity.slots > 0 and (not self._filled or now >= self._looked_at + LOOK_SECONDS)
+
+    def _has_room(self, now: float) -> bool:
+        if self.capacity.slots > 0:
+            self._full_since = math.inf
+        else:
+            self._full_since = min(self._full_since, now)
+        return not self.brakes.stopped() and now < self._full_since + FULL_SECONDS_MAX
 
     async def _leave(self) -> None:
         if not self.gate.answers:
@@ -224,14 +253,21 @@ class Claimer:
             await trio.sleep(GATHER_SECONDS)
 
     def _plan(self) -> dict[WebhookId, int]:
+        self._filled = False
         if self.draining or self.brakes.stopped() or not len(self._hot):
             return {}
-        return self._hot.take(
-            slots=self.capacity.slots,
+        slots = min(self.capacity.slots, CLAIM_ROWS_MAX)
+        budgets = self._hot.take(
+            slots=slots,
             in_flight=self.capacity.by_webhook,
             concurrency=self._concurrency_of,
-            suspended=self.brakes.suspended(),
+            suspended=self.brakes.suspended() | self._suspects.barred(trio.current_time()),
         )
+        narrowed = self._suspects.narrowed(budgets)
+        self._hot.mark(budgets.keys() - narrowed.keys())
+        budgets = narrowed
+        self._filled = sum(budgets.values()) == slots
+        return budgets
 
     def _concurrency_of(self, webhook_id: WebhookId) -> int:
         return self._concurrency.get(webhook_id, CONCURRENCY_GUESS)
@@ -246,11 +282,14 @@ class Claimer:
         if began >= self._next_adopt_at or self.lane.generation != self._generation:
             adopted = await adopt_unknown(connection)
             now = trio.current_time()
-            # Cheap with few webhooks, then at each poll; seldom where it has many ids to walk.
-            self._next_adopt_at = now + (0 if now - began < ADOPT_CHEAP_SECONDS else ADOPT_EVERY_SECONDS)
+            # Cheap with few webhooks, then at each poll (but not at every look of one who answers for producers);
+            # seldom where it has many ids to walk.
+            cheap = now - began < ADOPT_CHEAP_SECONDS
+            self._next_adopt_at = began + (self.poll_seconds / 2 if cheap else ADOPT_EVERY_SECONDS)
             self._generation = self.lane.generation
             if adopted:
                 _log.info("webhook_ids_adopted", count=adopted)
+        self._looked_at = trio.current_time()
         found = await discover(connection, horizon_seconds=self.poll_seconds)
         now = trio.current_time()
         for webhook_id, seconds in found.items():
@@ -265,6 +304,7 @@ class Claimer:
 
     async def _claim(self, budgets: dict[WebhookId, int]) -> None:
         token = LeaseToken(self.clock.random_token())
+        began = trio.current_time()
         try:
             async with self.lane.use() as connection:
                 if self.lane.generation != self._generation:
@@ -281,11 +321,23 @@ class Claimer:
                     silence_seconds=self.silence_seconds,
                     instance=self.instance,
                 )
-        except BaseException:
+        except BaseException as error:
             # Whether it was committed is unknown: then its rows come back when their lease has run out.
             self._hot.mark(budgets)
+            if isinstance(error, DatabaseError):
+                self._refused(budgets, error, trio.current_time() - began)
             raise
+        self._suspects.cleared(budgets)
         self._after(claimed, budgets, began)
+
+    def _refused(self, budgets: dict[WebhookId, int], error: DatabaseError, took_seconds: float) -> None:
+        if isinstance(error, RowLockedError) or not is_about_rows(error):
+            return
+        guilty = self._suspects.refused(budgets, now=trio.current_time(), took_seconds=took_seconds)
+        if guilty is not None:
+            webhook_id, retry_at = guilty
+            self._hot.mark_at(webhook_id, retry_at)
+            _log.error("claim_refused", webhook_id=webhook_id, reason=str(error), sqlstate=error.sqlstate)
 
     def _after(self, claimed: Claim, budgets: dict[WebhookId, int], began: float) -> None:
         now = trio.current_time()

@@ -32,6 +32,7 @@ from pggit_reactor.errors import (
 )
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
+from pggit_reactor.runtime.refusals import QUERY_CANCELED, is_about_rows
 from pggit_reactor.runtime.wake import Wake
 
 BATCH_ROWS_MAX: Final = 500
@@ -47,10 +48,6 @@ LEASES_KEPT_MAX: Final = 2
 FAILED_RETRY_SECONDS: Final = 0.25
 
 _log = get_logger("settler")
-
-_QUERY_CANCELED: Final = "57014"  # by statement_timeout
-# SQLSTATE classes that are about the server and not about what is written: resources, operators, system, internal.
-_SERVER_FAULTS: Final = ("53", "57", "58", "XX")
 
 _HoldKey = tuple[WebhookId, DeliveryId | None]
 """A webhook, or one row of it."""
@@ -83,6 +80,7 @@ class Settler:
         self._waiting: deque[Settlement] = deque()
         self._writing: Sequence[Settlement] = ()
         self._held: dict[_HoldKey, _Held] = {}
+        self._gone: Counter[WebhookId] = Counter()
         self._wake = Wake()
         self._emptied = trio.Event()
         self.failing = False
@@ -95,15 +93,20 @@ class Settler:
 
     @property
     def suspended(self) -> frozenset[WebhookId]:
-        """Webhooks whose outcomes cannot be written now."""
-        if not self._held:
+        """Webhooks of which nothing may be claimed now: their outcomes cannot be written, or one that is yet to be
+        written disables them."""
+        if not self._held and not self._gone:
             return frozenset()
         rows = Counter(webhook_id for webhook_id, row in self._held if row is not None)
         many = {webhook_id for webhook_id, count in rows.items() if count >= REFUSED_ROWS_MAX}
-        return frozenset(many | {webhook_id for webhook_id, row in self._held if row is None})
+        return frozenset(
+            many | {webhook_id for webhook_id, row in self._held if row is None} | self._gone.keys()
+        )
 
     def put(self, settlement: Settlement) -> None:
         """Take an outcome over; from here on it is the settler's to keep."""
+        if settlement.decision.disable_webhook:
+            self._gone[settlement.webhook_id] += 1
         self._waiting.append(settlement)
         self._wake.set()
 
@@ -164,7 +167,7 @@ class Settler:
             async with self._lane.use() as connection:
                 report = await self._timed(connection, self._writing)
         except DatabaseError as error:
-            if not _is_about_rows(error):
+            if not is_about_rows(error):
                 await self._failed(error)
                 return
             _log.warning(
@@ -179,14 +182,26 @@ class Settler:
             ids = sorted({item.webhook_id for item in report.locked})
             _log.warning("rows_locked_by_others", webhook_ids=ids)
             self._hold(report.locked, retry_at=trio.current_time() + HELD_RETRY_SECONDS_MIN)
-        self._recovered()
-        self._on_report(report)
+        self._report(report)
 
     async def _timed(self, connection: TrioConnection, batch: Sequence[Settlement]) -> SettleReport:
         began = trio.current_time()
         report = await settle(connection, batch, worker_id=self._worker_id)
         self._metrics.settled(rows=len(batch), seconds=trio.current_time() - began)
         return report
+
+    def _report(self, report: SettleReport) -> None:
+        self._forget_gone(report.settled)
+        self._forget_gone(report.fenced)
+        self._recovered()
+        self._on_report(report)
+
+    def _forget_gone(self, items: Sequence[Settlement]) -> None:
+        for item in items:
+            if item.decision.disable_webhook:
+                self._gone[item.webhook_id] -= 1
+                if not self._gone[item.webhook_id]:
+                    del self._gone[item.webhook_id]
 
     def _recovered(self) -> None:
         if self.failing:
@@ -231,12 +246,12 @@ class Settler:
                 report = await self._timed(connection, batch)
         except DatabaseError as error:
             self._postpone(held, began)
-            if not _is_about_rows(error):
+            if not is_about_rows(error):
                 await self._failed(error)
                 return
             self._metrics.settle_failed()
             self._recovered()
-            if not (isinstance(error, RowLockedError) or error.sqlstate == _QUERY_CANCELED):
+            if not (isinstance(error, RowLockedError) or error.sqlstate == QUERY_CANCELED):
                 self._isolate(key, error)
             return
         held.items[: len(batch)] = report.locked
@@ -244,8 +259,7 @@ class Settler:
             self._postpone(held, began)
         else:
             del self._held[key]
-        self._recovered()
-        self._on_report(report)
+        self._report(report)
 
     def _postpone(self, held: _Held, began: float) -> None:
         now = trio.current_time()
@@ -258,16 +272,8 @@ class Settler:
             for item in self._held.pop(key).items:
                 # A row may be here under an old lease and a new one, and the old one cannot be written any more.
                 apart = self._held.setdefault((webhook_id, item.delivery_id), _Held([]))
-                apart.items = [*apart.items, item][-LEASES_KEPT_MAX:]
+                self._forget_gone(apart.items[: 1 - LEASES_KEPT_MAX])
+                apart.items = [*apart.items[1 - LEASES_KEPT_MAX :], item]
         elif not self._held[key].told:
             self._held[key].told = True
             _log.error("settlement_refused", delivery_id=row, sqlstate=error.sqlstate, reason=str(error))
-
-
-def _is_about_rows(error: DatabaseError) -> bool:
-    """Whether the database refused what was to be written, and would take other rows."""
-    if error.sqlstate == _QUERY_CANCELED:
-        return True
-    if isinstance(error, (DatabaseUnavailableError, ReadOnlyDatabaseError)):
-        return False
-    return (error.sqlstate or "")[:2] not in _SERVER_FAULTS

@@ -14,7 +14,21 @@ WITH hot AS MATERIALIZED (
         greatest(least(h.budget, w.concurrency - h.in_flight), 0) AS budget,
         w.concurrency,
         w.revision,
-        now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until
+        now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
+        -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
+        ARRAY(
+            WITH RECURSIVE level (priority) AS (
+                (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                 WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
+                 ORDER BY q.priority DESC LIMIT 1)
+                UNION ALL
+                SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                        WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
+                        ORDER BY q.priority DESC LIMIT 1)
+                FROM level WHERE level.priority IS NOT NULL
+            )
+            SELECT level.priority FROM level WHERE level.priority IS NOT NULL
+        ) AS priorities
     FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[])
         AS h (webhook_id, budget, in_flight)
     JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
@@ -25,16 +39,6 @@ picked AS MATERIALIZED (
     SELECT p.delivery_id, p.taken_over, p.crashed, h.lease_until, h.revision
     FROM hot AS h
     CROSS JOIN LATERAL (
-        WITH RECURSIVE level (priority) AS (
-            (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-             WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
-             ORDER BY q.priority DESC LIMIT 1)
-            UNION ALL
-            SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                    WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
-                    ORDER BY q.priority DESC LIMIT 1)
-            FROM level WHERE level.priority IS NOT NULL
-        )
         SELECT
             r.delivery_id,
             r.lease_token IS NOT NULL AS taken_over,
@@ -48,7 +52,7 @@ picked AS MATERIALIZED (
                     SELECT FROM pggit.reactor_worker AS me
                     WHERE me.instance = %(instance)s
                         AND me.steady_since <= r.lease_expires_at - make_interval(secs => %(silence_seconds)s)) AS crashed
-        FROM level
+        FROM unnest(h.priorities) AS level (priority)
         CROSS JOIN LATERAL (
             SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at
             FROM pggit.alert_delivery_queue AS q
@@ -56,11 +60,11 @@ picked AS MATERIALIZED (
                 AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
             ORDER BY q.ready_at
             LIMIT h.budget
-            FOR UPDATE SKIP LOCKED
+            FOR NO KEY UPDATE SKIP LOCKED
         ) AS r
-        WHERE level.priority IS NOT NULL
         LIMIT h.budget
     ) AS p
+    WHERE h.priorities <> '{}'
 ),
 claimed AS (
     UPDATE pggit.alert_delivery_queue AS q
@@ -99,26 +103,16 @@ CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
 SELECT
     h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    (
-        WITH RECURSIVE level (priority) AS (
-            (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-             WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
-             ORDER BY q.priority DESC LIMIT 1)
-            UNION ALL
-            SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                    WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
-                    ORDER BY q.priority DESC LIMIT 1)
-            FROM level WHERE level.priority IS NOT NULL
-        )
+    CASE WHEN h.priorities <> '{}' THEN (
         SELECT extract(epoch FROM min(n.ready_at) - now())::float8
-        FROM level
+        FROM unnest(h.priorities) AS level (priority)
         CROSS JOIN LATERAL (
             SELECT q.ready_at FROM pggit.alert_delivery_queue AS q
             WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority
                 AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
             ORDER BY q.ready_at LIMIT 1
         ) AS n
-    )
+    ) END
 FROM hot AS h;
 
 -- name: release
@@ -136,9 +130,20 @@ WHERE q.delivery_id = %(delivery_id)s AND q.lease_token = %(lease_token)s;
 
 -- name: discover
 -- Webhooks that may be sent to and have a row that is not leased and due, or will be within the horizon; and in how many
--- seconds. Walks webhook_limit and probes the claim index a priority at a time.
+-- seconds. Walks webhook_limit, which is small, and probes the claim index: once where nothing waits, and a priority at
+-- a time where something does. The registry is asked about the latter only: most webhooks are idle or blocked.
+WITH waiting AS MATERIALIZED (
+    SELECT l.webhook_id
+    FROM pggit.webhook_limit AS l
+    CROSS JOIN LATERAL (
+        SELECT FROM pggit.alert_delivery_queue AS q
+        WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
+        LIMIT 1
+    ) AS something
+    WHERE l.blocked_until IS NULL OR l.blocked_until <= now()
+)
 SELECT l.webhook_id, extract(epoch FROM due.first_at - now())::float8
-FROM pggit.webhook_limit AS l
+FROM waiting AS l
 JOIN pggit.webhook AS w ON w.webhook_id = l.webhook_id AND w.state = 'active'
 CROSS JOIN LATERAL (
     WITH RECURSIVE level (priority) AS (
@@ -163,7 +168,7 @@ CROSS JOIN LATERAL (
         LIMIT 1
     ) AS first
 ) AS due
-WHERE (l.blocked_until IS NULL OR l.blocked_until <= now()) AND due.first_at IS NOT NULL;
+WHERE due.first_at IS NOT NULL;
 
 -- name: adopt_unknown
 -- Finds ids in the queue that have no limit row (a recursive skip scan of the claim index) and gives them one:
@@ -199,7 +204,7 @@ WITH due AS (
         AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
         AND NOT EXISTS (SELECT FROM pggit.webhook AS w WHERE w.webhook_id = l.webhook_id)
     LIMIT %(rows_max)s
-    FOR UPDATE OF q SKIP LOCKED
+    FOR NO KEY UPDATE OF q SKIP LOCKED
 ),
 ended AS (
     UPDATE pggit.alert_delivery_queue AS q

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pggit_reactor.core.delivery_uid import UID_SALT_MASK, delivery_uid, split_delivery_uid
@@ -75,6 +75,7 @@ def core_accepts(json_text: str) -> bool:
     return True
 
 
+@settings(deadline=None)
 @given(headers=headers)
 def test_what_enqueue_takes_the_worker_sends_and_of_ascii_each_takes_what_the_other_does(session, headers):
     in_sql, stored = sql_accepts(session, json.dumps(headers))
@@ -113,6 +114,7 @@ def test_a_turkish_database_folds_header_names_as_every_other(postgres_server, r
         assert not sql_accepts(session, json.dumps(dict.fromkeys(names, "x")))[0]
 
 
+@settings(deadline=None)
 @given(pairs=st.lists(st.tuples(our.bigints(), our.bigints()), min_size=1, max_size=50))
 def test_the_delivery_uid_and_its_inverse_are_the_same_over_all_bigints(session, pairs):
     rows = session.execute(
@@ -129,6 +131,7 @@ def test_the_delivery_uid_and_its_inverse_are_the_same_over_all_bigints(session,
         assert (uuid.UUID(uid).version, uuid.UUID(uid).variant) == (8, uuid.RFC_4122)
 
 
+@settings(deadline=None)
 @given(uid=st.uuids())
 def test_a_uid_that_is_none_of_ours_is_split_without_an_error(session, uid):
     """A look-up by it finds nothing, since the salt differs."""
