@@ -1,7 +1,298 @@
 -- The delivery queue, its log, health, audit and webhook registry; the triggers that wake workers; roles and grants.
 --
--- Locks and rewrites: creates only; nothing that exists is changed.
+-- On a database without pgGit's phase 8 it creates only. On one with phase 8 it adopts the tables in place. Locks and
+-- rewrites there: ACCESS EXCLUSIVE on queue, log, health, audit log and all views on them, taken at the start and held to
+-- the end; each table is rewritten once, by one ALTER TABLE (1 s per 1,000,000 rows), and its indexes are built anew.
 -- Time columns are timestamptz: sessions in different zones must agree on what is due.
+
+---------------------------------------------------------------------------------------------------------------------
+-- Adoption: what pgGit left is looked at, and what stands in the way is set aside; 0002 puts it back
+---------------------------------------------------------------------------------------------------------------------
+
+CREATE TABLE pggit.adoption_saved (
+    place integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    object text NOT NULL,
+    statements text[] NOT NULL
+);
+COMMENT ON TABLE pggit.adoption_saved IS 'Only while migrate runs: statements that put back what it had to drop.';
+
+CREATE FUNCTION pggit.adoption_grants(target text, acl aclitem[], owner oid, column_name text DEFAULT NULL) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+RETURN ARRAY(
+    SELECT format('GRANT %s%s ON %s TO %s%s', a.privilege_type, ' (' || quote_ident(column_name) || ')', target,
+                  CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+                  CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+    FROM aclexplode(acl) AS a
+    WHERE a.grantee <> owner
+);
+
+CREATE FUNCTION pggit.adoption_zone() RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+-- The zone in which old plain timestamps are read: what migrate was told, else the database's own. A zone that only
+-- this session has (its client's, or its role's) says nothing about the sessions that wrote the rows.
+DECLARE
+    zone text := nullif(current_setting('pggit.legacy_timezone', true), '');
+    zone_source text;
+BEGIN
+    IF zone IS NULL THEN
+        SELECT split_part(s.setting, '=', 2) INTO zone
+        FROM pg_db_role_setting AS d
+        CROSS JOIN LATERAL unnest(d.setconfig) AS s (setting)
+        WHERE d.setdatabase = (SELECT b.oid FROM pg_database AS b WHERE b.datname = current_database())
+            AND d.setrole = 0 AND lower(split_part(s.setting, '=', 1)) = 'timezone';
+    END IF;
+    IF zone IS NULL THEN
+        SELECT p.setting, p.source INTO zone, zone_source FROM pg_settings AS p WHERE p.name = 'TimeZone';
+        IF zone_source IN ('client', 'session', 'user', 'database user') THEN
+            RAISE EXCEPTION 'the zone of the old timestamps is unknown: % is only this session''s (%); say --legacy-timezone',
+                zone, zone_source USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+    END IF;
+    BEGIN
+        PERFORM now() AT TIME ZONE zone;
+    EXCEPTION WHEN invalid_parameter_value THEN
+        RAISE EXCEPTION 'legacy time zone % is not known to this server; right would be a name such as Europe/Berlin or UTC',
+            quote_literal(zone) USING ERRCODE = 'invalid_parameter_value';
+    END;
+    RETURN zone;
+END $$;
+
+CREATE FUNCTION pggit.adoption_clauses(table_name text, checked text[], times text[]) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+-- The part of a table's one ALTER TABLE that only an old table needs: its own checks of the columns that we check go,
+-- and plain timestamps become instants. Empty for a new table.
+DECLARE
+    relation CONSTANT oid := to_regclass(format('pggit.%I', table_name));
+    clauses text[];
+BEGIN
+    SELECT array_agg(format('DROP CONSTRAINT %I', c.conname)) INTO clauses
+    FROM pg_constraint AS c
+    WHERE c.conrelid = relation AND c.contype = 'c' AND c.conkey <@ ARRAY(
+        SELECT a.attnum FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = ANY (checked));
+    clauses := clauses || ARRAY(
+        SELECT format('ALTER COLUMN %1$I DROP DEFAULT, ALTER COLUMN %1$I TYPE timestamptz USING %1$I AT TIME ZONE %2$L',
+                      a.attname, pggit.adoption_zone())
+        FROM pg_attribute AS a
+        WHERE a.attrelid = relation AND a.attname = ANY (times) AND a.atttypid = 'timestamp'::regtype);
+    RETURN coalesce(nullif(array_to_string(clauses, ', '), '') || ', ', '');
+END $$;
+
+DO $$
+DECLARE
+    tables CONSTANT text[] := ARRAY['alert_delivery_queue', 'alert_delivery_log', 'webhook_health_metrics', 'webhook_audit_log'];
+    views CONSTANT text[] := ARRAY['v_webhook_health_dashboard', 'v_degraded_webhooks', 'v_webhook_performance',
+                                   'v_delivery_queue_status', 'v_delivery_performance', 'v_failed_deliveries'];
+    functions CONSTANT text[] := ARRAY[
+        'get_ready_deliveries(integer)', 'update_webhook_health(bigint, integer, integer, text)',
+        'get_webhook_decrypted(bigint)', 'count_pending_by_status()', 'log_webhook_delivery(bigint, bigint, integer, boolean)',
+        'observer_queue_alert(bigint, bigint, jsonb)', 'observer_deliver_alert(bigint)', 'observer_escalate_failed_alerts()',
+        'get_delivery_status(bigint)', 'get_delivery_log(bigint)', 'count_pending_deliveries()', 'process_failed_deliveries()',
+        'retry_delivery(bigint)', 'reset_stuck_deliveries()'];
+    tries_max CONSTANT integer := 1000;
+    lock_timeout CONSTANT text := current_setting('lock_timeout');
+    roots oid[];
+    wrong text;
+    wanted text;
+    found record;
+BEGIN
+    SELECT string_agg(format('%s.%s %s', e.table_name, e.column_name, e.type), ', ') INTO wrong
+    FROM (VALUES
+        ('alert_delivery_queue', 'delivery_id', 'bigint'), ('alert_delivery_queue', 'alert_id', 'bigint'),
+        ('alert_delivery_queue', 'webhook_id', 'bigint'), ('alert_delivery_queue', 'message_body', 'jsonb'),
+        ('alert_delivery_queue', 'delivery_status', 'text'), ('alert_delivery_queue', 'retry_count', 'integer'),
+        ('alert_delivery_queue', 'max_retries', 'integer'), ('alert_delivery_queue', 'next_retry_at', 'timestamp'),
+        ('alert_delivery_queue', 'created_at', 'timestamp'), ('alert_delivery_queue', 'attempted_at', 'timestamp'),
+        ('alert_delivery_queue', 'delivered_at', 'timestamp'),
+        ('alert_delivery_log', 'log_id', 'bigint'), ('alert_delivery_log', 'delivery_id', 'bigint'),
+        ('alert_delivery_log', 'webhook_id', 'bigint'), ('alert_delivery_log', 'event_type', 'text'),
+        ('alert_delivery_log', 'event_details', 'jsonb'), ('alert_delivery_log', 'created_at', 'timestamp'),
+        ('webhook_health_metrics', 'metric_id', 'bigint'), ('webhook_health_metrics', 'webhook_id', 'bigint'),
+        ('webhook_health_metrics', 'total_deliveries', 'bigint'), ('webhook_health_metrics', 'successful_deliveries', 'bigint'),
+        ('webhook_health_metrics', 'failed_deliveries', 'bigint'), ('webhook_health_metrics', 'avg_response_time_ms', 'numeric(10,2)'),
+        ('webhook_health_metrics', 'max_response_time_ms', 'numeric(10,2)'),
+        ('webhook_health_metrics', 'min_response_time_ms', 'numeric(10,2)'), ('webhook_health_metrics', 'health_status', 'text'),
+        ('webhook_health_metrics', 'last_check_at', 'timestamp'), ('webhook_health_metrics', 'last_success_at', 'timestamp'),
+        ('webhook_health_metrics', 'last_failure_at', 'timestamp'), ('webhook_health_metrics', 'consecutive_failures', 'integer'),
+        ('webhook_health_metrics', 'created_at', 'timestamp'), ('webhook_health_metrics', 'updated_at', 'timestamp'),
+        ('webhook_audit_log', 'audit_id', 'bigint'), ('webhook_audit_log', 'webhook_id', 'bigint'),
+        ('webhook_audit_log', 'delivery_id', 'bigint'), ('webhook_audit_log', 'operation', 'character varying(50)'),
+        ('webhook_audit_log', 'status_code', 'integer'), ('webhook_audit_log', 'error_message', 'text'),
+        ('webhook_audit_log', 'signature_verified', 'boolean'), ('webhook_audit_log', 'encryption_algorithm', 'text'),
+        ('webhook_audit_log', 'ip_address', 'inet'), ('webhook_audit_log', 'occurred_at', 'timestamp'),
+        ('webhook_audit_log', 'user_id', 'text'), ('webhook_audit_log', 'request_id', 'uuid')
+    ) AS e (table_name, column_name, type)
+    LEFT JOIN pg_attribute AS a ON a.attrelid = to_regclass('pggit.' || e.table_name) AND a.attname = e.column_name
+        AND NOT a.attisdropped
+    WHERE to_regclass('pggit.' || e.table_name) IS NOT NULL
+        AND CASE e.type
+                WHEN 'timestamp' THEN a.atttypid IN ('timestamp'::regtype, 'timestamptz'::regtype)
+                WHEN 'text' THEN a.atttypid IN ('text'::regtype, 'varchar'::regtype)
+                ELSE format_type(a.atttypid, a.atttypmod) = e.type END IS NOT TRUE;
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION 'these are not the tables of pgGit''s phase 8; columns are missing or of another type: %', wrong
+            USING ERRCODE = 'invalid_table_definition';
+    END IF;
+
+    roots := ARRAY(SELECT to_regclass(format('pggit.%I', t.name))::oid FROM unnest(tables || views) AS t (name))
+        || ARRAY(SELECT to_regprocedure('pggit.' || f.name)::oid FROM unnest(functions) AS f (name));
+    CREATE TEMPORARY TABLE pggit_adoption_view ON COMMIT DROP AS
+    WITH RECURSIVE dependent (oid, depth) AS (
+        SELECT r.ev_class, 1
+        FROM pg_depend AS d
+        JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND r.ev_class <> d.refobjid
+        WHERE d.refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass) AND d.refobjid = ANY (roots)
+        UNION
+        SELECT r.ev_class, v.depth + 1
+        FROM dependent AS v
+        JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = v.oid
+        JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND r.ev_class <> d.refobjid
+    )
+    SELECT c.oid, max(v.depth) AS depth, format('%I.%I', n.nspname, c.relname) AS name,
+        c.relkind, c.relowner, c.relacl, c.reloptions,
+        n.nspname = 'pggit' AND c.relname::text = ANY (views) AS is_legacy
+    FROM dependent AS v
+    JOIN pg_class AS c ON c.oid = v.oid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    GROUP BY c.oid, n.nspname;
+
+    SELECT string_agg(b.name || ' (' || b.why || ')', ', ' ORDER BY b.name) INTO wrong
+    FROM (
+        SELECT v.name, CASE
+            WHEN v.relkind = 'm' THEN 'a materialized view'
+            WHEN v.relkind <> 'v' THEN 'it has a rule'
+            WHEN EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = v.oid AND d.deptype = 'e')
+                THEN 'it belongs to an extension'
+            WHEN EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = v.oid) THEN 'a view with a trigger'
+            WHEN EXISTS (SELECT FROM pg_rewrite AS r WHERE r.ev_class = v.oid AND r.rulename <> '_RETURN') THEN 'a view with a rule'
+            WHEN EXISTS (SELECT FROM pg_attrdef AS a WHERE a.adrelid = v.oid) THEN 'a view with defaults'
+            WHEN pg_get_viewdef(v.oid) ~* '\mat time zone\M|\mtimezone\(' AND NOT v.is_legacy
+                THEN 'it says AT TIME ZONE, which would change its meaning' END AS why
+        FROM pggit_adoption_view AS v
+        UNION ALL
+        SELECT i.indexrelid::regclass::text, 'an index on an expression of a time'
+        FROM pg_index AS i
+        JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+            AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid
+        JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = d.refobjsubid AND a.atttypid = 'timestamp'::regtype
+        WHERE i.indrelid = ANY (roots) AND i.indexprs IS NOT NULL
+        UNION ALL
+        SELECT pg_describe_object(d.classid, d.objid, d.objsubid), 'it uses a time column'
+        FROM pg_depend AS d
+        JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid AND a.atttypid = 'timestamp'::regtype
+        WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY (roots)
+            AND (d.classid IN ('pg_policy'::regclass, 'pg_trigger'::regclass, 'pg_proc'::regclass)
+                 OR d.classid = 'pg_attrdef'::regclass AND d.deptype = 'n')
+        UNION ALL
+        SELECT pg_describe_object(d.classid, d.objid, d.objsubid), 'it uses a view that is made anew'
+        FROM pg_depend AS d
+        WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_class'::regclass
+            AND (d.refobjid IN (SELECT v.oid FROM pggit_adoption_view AS v)
+                 OR d.refobjid = to_regclass('pggit.webhook_audit_log'))
+        UNION ALL
+        SELECT format('%s of %s', c.conname, c.conrelid::regclass), 'a foreign key to the audit log, which becomes partitioned'
+        FROM pg_constraint AS c WHERE c.contype = 'f' AND c.confrelid = to_regclass('pggit.webhook_audit_log')
+        UNION ALL
+        SELECT t.tgname, 'a trigger on the audit log, which becomes partitioned'
+        FROM pg_trigger AS t WHERE t.tgrelid = to_regclass('pggit.webhook_audit_log') AND NOT t.tgisinternal
+    ) AS b
+    WHERE b.why IS NOT NULL;
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION 'drop these, migrate, and create them again: %', wrong USING ERRCODE = 'dependent_objects_still_exist';
+    END IF;
+
+    INSERT INTO pggit.adoption_saved (object, statements)
+    SELECT 'view ' || v.name, CASE WHEN v.is_legacy THEN ARRAY[]::text[] ELSE ARRAY[
+            format('CREATE VIEW %s%s AS %s', v.name, ' WITH (' || array_to_string(v.reloptions, ', ') || ')',
+                   pg_get_viewdef(v.oid)),
+            format('SELECT pggit.adoption_forget_defaults(%L)', v.name),
+            format('ALTER VIEW %s OWNER TO %I', v.name, pg_get_userbyid(v.relowner))] END
+        || pggit.adoption_grants(v.name, v.relacl, v.relowner)
+        || ARRAY(SELECT g.statement FROM pg_attribute AS a
+                 CROSS JOIN LATERAL unnest(pggit.adoption_grants(v.name, a.attacl, v.relowner, a.attname)) AS g (statement)
+                 WHERE a.attrelid = v.oid AND a.attnum > 0)
+        || ARRAY(SELECT CASE d.objsubid
+                     WHEN 0 THEN format('COMMENT ON VIEW %s IS %L', v.name, d.description)
+                     ELSE format('COMMENT ON COLUMN %s.%I IS %L', v.name,
+                                 (SELECT a.attname FROM pg_attribute AS a WHERE a.attrelid = v.oid AND a.attnum = d.objsubid),
+                                 d.description) END
+                 FROM pg_description AS d
+                 WHERE d.classoid = 'pg_class'::regclass AND d.objoid = v.oid AND NOT v.is_legacy)
+    FROM pggit_adoption_view AS v
+    ORDER BY v.depth;
+
+    -- Whoever writes or reads these meanwhile locks them in an order of its own. So that nobody else is the victim of a
+    -- deadlock, this waits for less than the server takes to look for one, lets go of everything, and begins anew.
+    SELECT string_agg('pggit.' || t.name, ', ') INTO wanted
+    FROM unnest(tables || ARRAY['alert_notification_queue']) AS t (name) WHERE to_regclass('pggit.' || t.name) IS NOT NULL;
+    PERFORM set_config('lock_timeout', (SELECT greatest(p.setting::integer / 2, 10)::text FROM pg_settings AS p
+                                        WHERE p.name = 'deadlock_timeout'), true);
+    FOR tries_left IN REVERSE tries_max .. 0 LOOP
+        EXIT WHEN wanted IS NULL;
+        BEGIN
+            FOR found IN SELECT v.name FROM pggit_adoption_view AS v ORDER BY v.depth DESC LOOP
+                EXECUTE format('DROP VIEW %s', found.name);
+            END LOOP;
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', wanted);
+            EXIT;
+        EXCEPTION WHEN lock_not_available THEN
+            IF tries_left = 0 THEN
+                RAISE EXCEPTION 'some transaction holds the tables of pgGit for minutes; end it and migrate again'
+                    USING ERRCODE = 'object_in_use';
+            END IF;
+        END;
+        PERFORM pg_sleep(random() / 10);
+    END LOOP;
+    PERFORM set_config('lock_timeout', lock_timeout, true);
+    DROP TABLE pggit_adoption_view;
+
+    -- Dropped, because results change their types where they hold times. Phase 7 has a get_webhook_decrypted that returns
+    -- a table; it decrypts with a constant of the public source, and goes too.
+    FOR found IN
+        SELECT p.oid, p.oid::regprocedure AS name, p.proacl, p.proowner, p.proretset, p.proname
+        FROM pg_proc AS p WHERE p.oid = ANY (roots)
+    LOOP
+        IF found.proacl IS NOT NULL AND NOT (found.proname = 'get_webhook_decrypted' AND found.proretset) THEN
+            INSERT INTO pggit.adoption_saved (object, statements)
+            SELECT 'function ' || found.name, format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', found.name)
+                || pggit.adoption_grants('FUNCTION ' || found.name, found.proacl, found.proowner);
+        END IF;
+        EXECUTE format('DROP FUNCTION %s', found.name);
+    END LOOP;
+
+    -- The legacy indexes, by what they index, whatever they are called.
+    FOR found IN
+        SELECT i.indexrelid::regclass AS name
+        FROM pg_index AS i
+        WHERE i.indrelid = ANY (roots) AND NOT i.indisunique AND i.indexprs IS NULL
+            AND (SELECT string_agg(a.attname, ' ' ORDER BY k.number)
+                 FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, number)
+                 JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum)
+                = ANY (CASE i.indrelid
+                    WHEN to_regclass('pggit.alert_delivery_queue') THEN
+                        ARRAY['delivery_status', 'next_retry_at', 'webhook_id', 'created_at']
+                    WHEN to_regclass('pggit.alert_delivery_log') THEN
+                        ARRAY['delivery_id', 'webhook_id', 'event_type', 'created_at']
+                    WHEN to_regclass('pggit.webhook_health_metrics') THEN
+                        ARRAY['webhook_id', 'health_status', 'last_check_at']
+                    ELSE ARRAY['operation occurred_at'] END)
+    LOOP
+        EXECUTE format('DROP INDEX %s', found.name);
+    END LOOP;
+
+    -- Grants below name the sequences.
+    FOR found IN
+        SELECT s.sequence, s.wanted
+        FROM (VALUES ('alert_delivery_queue', 'delivery_id'), ('alert_delivery_log', 'log_id'),
+                     ('webhook_health_metrics', 'metric_id'), ('webhook_audit_log', 'audit_id')) AS t (table_name, column_name)
+        CROSS JOIN LATERAL (SELECT
+            CASE WHEN to_regclass('pggit.' || t.table_name) IS NOT NULL
+                 THEN pg_get_serial_sequence('pggit.' || t.table_name, t.column_name) END::regclass AS sequence,
+            t.table_name || '_' || t.column_name || '_seq' AS wanted) AS s
+        WHERE (SELECT c.relname FROM pg_class AS c WHERE c.oid = s.sequence) <> s.wanted
+    LOOP
+        EXECUTE format('ALTER SEQUENCE %s RENAME TO %I', found.sequence, found.wanted);
+    END LOOP;
+END $$;
 
 ---------------------------------------------------------------------------------------------------------------------
 -- Delivery uid: the stable id on the wire
@@ -35,57 +326,72 @@ COMMENT ON FUNCTION pggit.split_delivery_uid(uuid) IS
 -- Queue
 ---------------------------------------------------------------------------------------------------------------------
 
-CREATE TABLE pggit.alert_delivery_queue (
+CREATE TABLE IF NOT EXISTS pggit.alert_delivery_queue (
     delivery_id bigserial PRIMARY KEY,
     alert_id bigint NOT NULL,
     webhook_id bigint NOT NULL,
     message_body jsonb NOT NULL,
-    delivery_status text NOT NULL DEFAULT 'pending'
-        CONSTRAINT delivery_status_check CHECK (delivery_status IN ('pending', 'retrying', 'delivered', 'failed')),
-    retry_count integer NOT NULL DEFAULT 0 CONSTRAINT retry_count_check CHECK (retry_count >= 0),
-    max_retries integer NOT NULL DEFAULT 3 CONSTRAINT max_retries_check CHECK (max_retries > 0),
+    delivery_status text NOT NULL,
+    retry_count integer NOT NULL,
+    max_retries integer NOT NULL,
     next_retry_at timestamptz,
-    created_at timestamptz NOT NULL DEFAULT now(),
+    created_at timestamptz NOT NULL,
     attempted_at timestamptz,
-    delivered_at timestamptz,
+    delivered_at timestamptz
+);
+DO $do$
+BEGIN
+    EXECUTE 'ALTER TABLE pggit.alert_delivery_queue '
+    || pggit.adoption_clauses('alert_delivery_queue', ARRAY['delivery_status', 'retry_count', 'max_retries'],
+                              ARRAY['next_retry_at', 'created_at', 'attempted_at', 'delivered_at'])
+    || $$
+    ALTER COLUMN delivery_status SET DEFAULT 'pending',
+    ALTER COLUMN retry_count SET DEFAULT 0,
+    ALTER COLUMN max_retries SET DEFAULT 3,
+    ALTER COLUMN created_at SET DEFAULT now(),
+    ADD CONSTRAINT delivery_status_check CHECK (delivery_status IN ('pending', 'retrying', 'delivered', 'failed')),
+    ADD CONSTRAINT retry_count_check CHECK (retry_count >= 0),
+    ADD CONSTRAINT max_retries_check CHECK (max_retries > 0),
     -- Of the version 4 UUID's last 64 bits the low 62 are random; the delivery uid uses 58 of them.
-    uid_salt bigint NOT NULL
+    ADD COLUMN uid_salt bigint NOT NULL
         DEFAULT ('x' || right(replace(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint,
-    lease_token bigint,
-    lease_expires_at timestamptz,
-    leased_by text,
-    held_until timestamptz,
-    priority smallint NOT NULL DEFAULT 0,
-    ordering_key text,
-    idempotency_key text,
-    event_type text,
-    headers jsonb,
-    traceparent text,
-    expires_at timestamptz,
-    last_status integer,
-    last_error text,
-    failed_reason text CONSTRAINT failed_reason_check CHECK (
+    ADD COLUMN lease_token bigint,
+    ADD COLUMN lease_expires_at timestamptz,
+    ADD COLUMN leased_by text,
+    ADD COLUMN held_until timestamptz,
+    ADD COLUMN priority smallint NOT NULL DEFAULT 0,
+    ADD COLUMN ordering_key text,
+    ADD COLUMN idempotency_key text,
+    ADD COLUMN event_type text,
+    ADD COLUMN headers jsonb,
+    ADD COLUMN traceparent text,
+    ADD COLUMN expires_at timestamptz,
+    ADD COLUMN last_status integer,
+    ADD COLUMN last_error text,
+    ADD COLUMN failed_reason text CONSTRAINT failed_reason_check CHECK (
         failed_reason IN ('permanent', 'exhausted', 'gone', 'expired', 'cancelled', 'url_refused', 'unknown_webhook',
                           'too_large', 'bad_headers', 'template', 'crash')),
-    attempt_count integer NOT NULL DEFAULT 0,
-    crash_count smallint NOT NULL DEFAULT 0,
-    replayed_at timestamptz,
+    ADD COLUMN attempt_count integer NOT NULL DEFAULT 0,
+    ADD COLUMN crash_count smallint NOT NULL DEFAULT 0,
+    ADD COLUMN replayed_at timestamptz,
     -- Readiness follows every UPDATE by itself, also those of old workers and operators.
     -- A retrying row without a time is never ready (legacy); a lease is kept out, so that a claim is a HOT update.
-    ready_at timestamptz GENERATED ALWAYS AS (
+    ADD COLUMN ready_at timestamptz GENERATED ALWAYS AS (
         CASE delivery_status
             WHEN 'pending' THEN greatest(created_at, next_retry_at, held_until)
             WHEN 'retrying' THEN
                 CASE WHEN next_retry_at IS NULL THEN 'infinity'::timestamptz
                      ELSE greatest(created_at, next_retry_at, held_until) END
-        END) STORED
-) WITH (
-    -- Room for a second version of every row of a page: a burst is claimed in the order in which it was inserted.
-    fillfactor = 45,
-    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
-    autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
-    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
-);
+        END) STORED,
+    SET (
+        -- Room for a second version of every row of a page: a burst is claimed in the order in which it was inserted.
+        fillfactor = 45,
+        autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000,
+        autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
+        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000
+    )
+    $$;
+END $do$;
 CREATE INDEX alert_delivery_queue_claim_idx ON pggit.alert_delivery_queue (webhook_id, priority DESC, ready_at)
     WHERE ready_at IS NOT NULL;
 CREATE UNIQUE INDEX alert_delivery_queue_idempotency_idx ON pggit.alert_delivery_queue (webhook_id, idempotency_key)
@@ -107,15 +413,25 @@ COMMENT ON SEQUENCE pggit.alert_id_seq IS 'Alert ids of callers of enqueue and p
 -- Log, health, audit
 ---------------------------------------------------------------------------------------------------------------------
 
-CREATE TABLE pggit.alert_delivery_log (
+CREATE TABLE IF NOT EXISTS pggit.alert_delivery_log (
     log_id bigserial PRIMARY KEY,
     delivery_id bigint NOT NULL REFERENCES pggit.alert_delivery_queue (delivery_id) ON DELETE CASCADE,
     webhook_id bigint NOT NULL,
-    event_type text NOT NULL CONSTRAINT event_type_check CHECK (
-        event_type IN ('queued', 'attempt', 'delivered', 'retrying', 'failed', 'escalated')),
+    event_type text NOT NULL,
     event_details jsonb,
-    created_at timestamptz NOT NULL DEFAULT now()
-) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05);
+    created_at timestamptz NOT NULL
+);
+DO $do$
+BEGIN
+    EXECUTE 'ALTER TABLE pggit.alert_delivery_log '
+    || pggit.adoption_clauses('alert_delivery_log', ARRAY['event_type'], ARRAY['created_at'])
+    || $$
+    ALTER COLUMN created_at SET DEFAULT now(),
+    ADD CONSTRAINT event_type_check CHECK (
+        event_type IN ('queued', 'attempt', 'delivered', 'retrying', 'failed', 'escalated')),
+    SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05)
+    $$;
+END $do$;
 CREATE INDEX alert_delivery_log_delivery_idx ON pggit.alert_delivery_log (delivery_id);
 CREATE INDEX alert_delivery_log_webhook_idx ON pggit.alert_delivery_log (webhook_id, log_id);
 CREATE INDEX alert_delivery_log_rare_idx ON pggit.alert_delivery_log (event_type, log_id)
@@ -123,40 +439,84 @@ CREATE INDEX alert_delivery_log_rare_idx ON pggit.alert_delivery_log (event_type
 CREATE INDEX alert_delivery_log_created_idx ON pggit.alert_delivery_log USING brin (created_at);
 COMMENT ON TABLE pggit.alert_delivery_log IS 'What happened to each delivery, one row an event.';
 
-CREATE TABLE pggit.webhook_health_metrics (
+CREATE TABLE IF NOT EXISTS pggit.webhook_health_metrics (
     metric_id bigserial PRIMARY KEY,
     webhook_id bigint NOT NULL UNIQUE,
-    total_deliveries bigint DEFAULT 0 CONSTRAINT total_deliveries_check CHECK (total_deliveries >= 0),
-    successful_deliveries bigint DEFAULT 0 CONSTRAINT successful_deliveries_check CHECK (successful_deliveries >= 0),
-    failed_deliveries bigint DEFAULT 0 CONSTRAINT failed_deliveries_check CHECK (failed_deliveries >= 0),
-    avg_response_time_ms numeric(10, 2) CONSTRAINT avg_response_time_ms_check CHECK (avg_response_time_ms >= 0),
-    max_response_time_ms numeric(10, 2) CONSTRAINT max_response_time_ms_check CHECK (max_response_time_ms >= 0),
-    min_response_time_ms numeric(10, 2) CONSTRAINT min_response_time_ms_check CHECK (min_response_time_ms >= 0),
-    health_status text NOT NULL DEFAULT 'unknown' CONSTRAINT health_status_check CHECK (
-        health_status IN ('healthy', 'degraded', 'unavailable', 'unknown')),
+    total_deliveries bigint,
+    successful_deliveries bigint,
+    failed_deliveries bigint,
+    avg_response_time_ms numeric(10, 2),
+    max_response_time_ms numeric(10, 2),
+    min_response_time_ms numeric(10, 2),
+    health_status text NOT NULL,
     last_check_at timestamptz,
     last_success_at timestamptz,
     last_failure_at timestamptz,
-    consecutive_failures integer DEFAULT 0,
-    created_at timestamptz NOT NULL DEFAULT now(),
-    updated_at timestamptz NOT NULL DEFAULT now(),
-    breaker_failures integer NOT NULL DEFAULT 0,
-    breaker_window_started_at timestamptz,
-    breaker_window_attempts integer NOT NULL DEFAULT 0,
-    breaker_window_failures integer NOT NULL DEFAULT 0,
-    breaker_opened_at timestamptz,
-    breaker_opens integer NOT NULL DEFAULT 0
-) WITH (fillfactor = 40, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+    consecutive_failures integer,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL
+);
+DO $do$
+BEGIN
+    EXECUTE 'ALTER TABLE pggit.webhook_health_metrics '
+    || pggit.adoption_clauses(
+        'webhook_health_metrics',
+        ARRAY['total_deliveries', 'successful_deliveries', 'failed_deliveries', 'avg_response_time_ms',
+              'max_response_time_ms', 'min_response_time_ms', 'health_status'],
+        ARRAY['last_check_at', 'last_success_at', 'last_failure_at', 'created_at', 'updated_at'])
+    || $$
+    ALTER COLUMN total_deliveries SET DEFAULT 0,
+    ALTER COLUMN successful_deliveries SET DEFAULT 0,
+    ALTER COLUMN failed_deliveries SET DEFAULT 0,
+    ALTER COLUMN health_status SET DEFAULT 'unknown',
+    ALTER COLUMN consecutive_failures SET DEFAULT 0,
+    ALTER COLUMN created_at SET DEFAULT now(),
+    ALTER COLUMN updated_at SET DEFAULT now(),
+    ADD CONSTRAINT total_deliveries_check CHECK (total_deliveries >= 0),
+    ADD CONSTRAINT successful_deliveries_check CHECK (successful_deliveries >= 0),
+    ADD CONSTRAINT failed_deliveries_check CHECK (failed_deliveries >= 0),
+    ADD CONSTRAINT avg_response_time_ms_check CHECK (avg_response_time_ms >= 0),
+    ADD CONSTRAINT max_response_time_ms_check CHECK (max_response_time_ms >= 0),
+    ADD CONSTRAINT min_response_time_ms_check CHECK (min_response_time_ms >= 0),
+    ADD CONSTRAINT health_status_check CHECK (health_status IN ('healthy', 'degraded', 'unavailable', 'unknown')),
+    ADD COLUMN breaker_failures integer NOT NULL DEFAULT 0,
+    ADD COLUMN breaker_window_started_at timestamptz,
+    ADD COLUMN breaker_window_attempts integer NOT NULL DEFAULT 0,
+    ADD COLUMN breaker_window_failures integer NOT NULL DEFAULT 0,
+    ADD COLUMN breaker_opened_at timestamptz,
+    ADD COLUMN breaker_opens integer NOT NULL DEFAULT 0,
+    SET (fillfactor = 40, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)
+    $$;
+END $do$;
 COMMENT ON TABLE pggit.webhook_health_metrics IS
     'One row a webhook that was ever attempted. The breaker columns count transient failures only; they are not yet enforced.';
+
+-- An old audit log becomes the first partition, named as the chore below would name one that ends where it ends.
+DO $$
+DECLARE
+    width CONSTANT bigint := 10000000;
+    number bigint;
+    primary_key text;
+BEGIN
+    IF to_regclass('pggit.webhook_audit_log') IS NULL THEN
+        CREATE SEQUENCE pggit.webhook_audit_log_audit_id_seq;
+        RETURN;
+    END IF;
+    SELECT greatest(max(a.audit_id), pg_sequence_last_value('pggit.webhook_audit_log_audit_id_seq'::regclass), 0) / width
+    INTO number FROM pggit.webhook_audit_log AS a;
+    SELECT c.conname INTO primary_key
+    FROM pg_constraint AS c WHERE c.conrelid = 'pggit.webhook_audit_log'::regclass AND c.contype = 'p';
+    EXECUTE format('ALTER TABLE pggit.webhook_audit_log RENAME CONSTRAINT %I TO webhook_audit_log_p%s_pkey', primary_key, number);
+    EXECUTE format('ALTER TABLE pggit.webhook_audit_log RENAME TO webhook_audit_log_p%s', number);
+END $$;
 
 -- Partitioned by audit_id, which must stay the primary key; a chore adds partitions ahead of the sequence.
 -- The default partition catches what a late chore missed, so that an attempt can always be settled.
 CREATE TABLE pggit.webhook_audit_log (
-    audit_id bigserial PRIMARY KEY,
+    audit_id bigint PRIMARY KEY DEFAULT nextval('pggit.webhook_audit_log_audit_id_seq'),
     webhook_id bigint,
     delivery_id bigint,
-    operation varchar(50) CONSTRAINT operation_check CHECK (operation IN (
+    operation varchar(50) CONSTRAINT operation_check CHECK (operation::text IN (
         'delivered', 'failed', 'retried', 'signature_verified', 'key_rotated', 'url_decrypted', 'authentication_failed',
         'rate_limited',
         'webhook_added', 'webhook_changed', 'webhook_removed', 'webhook_paused', 'webhook_resumed', 'webhook_disabled',
@@ -174,11 +534,42 @@ CREATE TABLE pggit.webhook_audit_log (
     details jsonb
 ) PARTITION BY RANGE (audit_id);
 CREATE TABLE pggit.webhook_audit_log_default PARTITION OF pggit.webhook_audit_log DEFAULT;
-CREATE TABLE pggit.webhook_audit_log_p0 PARTITION OF pggit.webhook_audit_log
-    FOR VALUES FROM (MINVALUE) TO (10000000);
+ALTER SEQUENCE pggit.webhook_audit_log_audit_id_seq OWNED BY pggit.webhook_audit_log.audit_id;
 CREATE INDEX webhook_audit_log_webhook_idx ON pggit.webhook_audit_log (webhook_id, occurred_at DESC);
 CREATE INDEX webhook_audit_log_rare_idx ON pggit.webhook_audit_log (operation, occurred_at DESC)
     WHERE operation NOT IN ('delivered', 'failed', 'retried');
+DO $$
+DECLARE
+    width CONSTANT bigint := 10000000;
+    adopted text;
+    adopted_owner oid;
+    statement text;
+BEGIN
+    SELECT c.relname, c.relowner INTO adopted, adopted_owner
+    FROM pg_class AS c
+    WHERE c.relnamespace = 'pggit'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^webhook_audit_log_p[0-9]+$';
+    IF adopted IS NULL THEN
+        CREATE TABLE pggit.webhook_audit_log_p0 PARTITION OF pggit.webhook_audit_log
+            FOR VALUES FROM (MINVALUE) TO (10000000);
+        RETURN;
+    END IF;
+    EXECUTE format('ALTER TABLE pggit.%I ', adopted)
+        || pggit.adoption_clauses(adopted, ARRAY['operation'], ARRAY['occurred_at'])
+        || 'ALTER COLUMN webhook_id DROP NOT NULL, ALTER COLUMN operation DROP NOT NULL,'
+        || ' ALTER COLUMN occurred_at DROP NOT NULL, ALTER COLUMN occurred_at SET DEFAULT now(), ADD COLUMN details jsonb,'
+        || ' ADD CONSTRAINT operation_check ' || (
+            SELECT pg_get_constraintdef(c.oid) FROM pg_constraint AS c
+            WHERE c.conrelid = 'pggit.webhook_audit_log'::regclass AND c.conname = 'operation_check');
+    EXECUTE format('ALTER TABLE pggit.webhook_audit_log ATTACH PARTITION pggit.%I FOR VALUES FROM (MINVALUE) TO (%s)',
+                   adopted, (substring(adopted, '[0-9]+$')::bigint + 1) * width);
+    FOREACH statement IN ARRAY (
+        SELECT pggit.adoption_grants('pggit.webhook_audit_log', c.relacl, c.relowner)
+        FROM pg_class AS c WHERE c.oid = format('pggit.%I', adopted)::regclass)
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+    EXECUTE format('ALTER TABLE pggit.webhook_audit_log OWNER TO %I', pg_get_userbyid(adopted_owner));
+END $$;
 COMMENT ON TABLE pggit.webhook_audit_log IS 'Every attempt, and every change by people. Append-only for workers.';
 
 CREATE FUNCTION pggit.add_audit_partitions() RETURNS integer

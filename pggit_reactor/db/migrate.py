@@ -114,12 +114,12 @@ class MigrateStatus:
     pending: tuple[Migration, ...]
     edited: tuple[Migration, ...]
     unknown: tuple[AppliedMigration, ...]
-    legacy: bool  # A pgGit phase 8 schema that no migration of ours has adopted.
+    legacy: bool  # Tables of pgGit's phase 8 are there, which the first migration will adopt.
 
     @property
     def is_current(self) -> bool:
         """Whether this program may work on the database as it is."""
-        return not (self.pending or self.edited or self.legacy or self.too_new)
+        return not (self.pending or self.edited or self.too_new)
 
     @property
     def too_new(self) -> tuple[AppliedMigration, ...]:
@@ -227,8 +227,16 @@ async def require_current(connection: TrioConnection, migrations: Sequence[Migra
         )
 
 
-async def migrate(connection: TrioConnection, migrations: Sequence[Migration] | None = None) -> MigrateReport:
+async def migrate(
+    connection: TrioConnection,
+    migrations: Sequence[Migration] | None = None,
+    *,
+    legacy_timezone: str | None = None,
+) -> MigrateReport:
     """Apply all pending *migrations* (our own) in one transaction, and return what was done.
+
+    Where tables of pgGit's phase 8 are adopted, their plain timestamps are read in *legacy_timezone*, or in
+    the database's own zone.
 
     Raises `MigrationError` with the file and line of the statement that failed, `SchemaTooNewError`, or
     `DatabaseUnavailableError`; in each case, and when cancelled, the database is as it was.
@@ -237,7 +245,7 @@ async def migrate(connection: TrioConnection, migrations: Sequence[Migration] | 
     await _refuse_server(connection)
     for tries_left in reversed(range(TRIES_MAX)):
         try:
-            return await _migrate_once(connection, known)
+            return await _migrate_once(connection, known, legacy_timezone)
         except _ConcurrentRolesError as error:
             if not tries_left:
                 raise MigrationError(str(error)) from error
@@ -262,10 +270,15 @@ async def _refuse_server(connection: TrioConnection) -> None:
         raise MigrationError(f'database "{database}" has encoding {encoding}; only {ENCODING} is supported')
 
 
-async def _migrate_once(connection: TrioConnection, known: tuple[Migration, ...]) -> MigrateReport:
+async def _migrate_once(
+    connection: TrioConnection, known: tuple[Migration, ...], legacy_timezone: str | None
+) -> MigrateReport:
     async with connection.transaction():
         for setting in _SESSION:
             await connection.execute(setting)
+        await connection.execute(
+            "SELECT set_config('pggit.legacy_timezone', %s, true)", (legacy_timezone or "",)
+        )
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
         status = await check(connection, known)
         _refuse(status)
@@ -281,11 +294,6 @@ def _refuse(status: MigrateStatus) -> None:
     if status.too_new:
         raise SchemaTooNewError(
             f"the schema is newer than this program: {_names(status.too_new)}; upgrade pggit-reactor"
-        )
-    if status.legacy:
-        raise MigrationError(
-            "schema pggit holds the tables of pgGit phase 8 (pggit.alert_delivery_queue); this version does"
-            " not adopt them: use a database without them"
         )
     if status.edited:
         raise MigrationError(

@@ -5,7 +5,8 @@
 -- For each distinct priority present the claim index is probed with equality and ready_at <= now(): one range over
 -- all priorities would walk through every far retry. Leased rows are stepped over: no index knows a lease.
 -- crash_count rises where a lease that ran out is taken over, its holder had fallen silent before it ran out, and the
--- claimer itself was heard all that time: so not for a lost database, and not for an outcome that could not be written.
+-- claimer itself was heard all that time: so not for a lost database, not for an outcome that could not be written, and
+-- not for callers of get_ready_deliveries, who send no heartbeats.
 WITH hot AS MATERIALIZED (
     SELECT
         h.webhook_id,
@@ -42,6 +43,7 @@ picked AS MATERIALIZED (
             r.delivery_id,
             r.lease_token IS NOT NULL AS taken_over,
             r.lease_token IS NOT NULL
+                AND r.leased_by NOT LIKE 'sql %%'
                 AND NOT EXISTS (
                     SELECT FROM pggit.reactor_worker AS holder
                     WHERE holder.instance = r.leased_by

@@ -138,14 +138,14 @@ async def test_a_migration_that_was_left_out_is_refused(empty_database, folder):
         await migrate(connection, folder(**TWO))
 
 
-async def test_a_schema_of_phase_8_is_refused_for_now(empty_database, folder):
+async def test_tables_of_phase_8_are_noticed_until_they_are_adopted(empty_database, folder):
     await empty_database.execute("CREATE SCHEMA pggit")
     await empty_database.execute("CREATE TABLE pggit.alert_delivery_queue (delivery_id bigserial)")
     connection = await empty_database.connect()
+    assert (await check(connection, folder(**ONE))).legacy
+    await migrate(connection, folder(**ONE))
 
-    with pytest.raises(MigrationError, match="phase 8"):
-        await migrate(connection, folder(**ONE))
-    assert not (await check(connection, folder(**ONE))).is_current
+    assert not (await check(connection, folder(**ONE))).legacy
 
 
 async def test_a_schema_pggit_of_somebody_else_is_shared(empty_database, folder):
