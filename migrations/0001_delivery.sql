@@ -470,17 +470,18 @@ BEGIN
     IF (SELECT count(*) FROM jsonb_object_keys(headers)) > 32 OR octet_length(headers::text) > 8192 THEN
         RETURN 'headers hold more than 32 fields or 8192 octets';
     END IF;
-    IF (SELECT count(DISTINCT lower(k)) <> count(*) FROM jsonb_object_keys(headers) AS k) THEN
+    -- COLLATE "C": in a Turkish database lower('I') is no i, and TRAILER would pass for another name.
+    IF (SELECT count(DISTINCT lower(k COLLATE "C")) <> count(*) FROM jsonb_object_keys(headers) AS k) THEN
         RETURN 'headers name the same field twice, in different case';
     END IF;
     FOR name, value IN SELECT * FROM jsonb_each(headers) LOOP
         IF name !~ '^[!#$%&''*+.^_`|~0-9A-Za-z-]{1,128}$' THEN
             RETURN format('header name %s is not a token of letters, digits and -', quote_literal(left(name, 64)));
         END IF;
-        IF lower(name) IN ('host', 'connection', 'keep-alive', 'proxy-authenticate', 'proxy-authorization',
+        IF lower(name COLLATE "C") IN ('host', 'connection', 'keep-alive', 'proxy-authenticate', 'proxy-authorization',
                            'proxy-connection', 'te', 'trailer', 'transfer-encoding', 'upgrade', 'expect', 'user-agent',
                            'accept-encoding', 'traceparent')
-            OR lower(name) ~ '^(content-|webhook-|x-pggit-)' THEN
+            OR lower(name COLLATE "C") ~ '^(content-|webhook-|x-pggit-)' THEN
             RETURN format('header %s is set by the sender itself', name);
         END IF;
         IF jsonb_typeof(value) <> 'string' OR (value #>> '{}') !~ '^([\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?)?$' THEN
@@ -525,6 +526,16 @@ BEGIN
     IF p_expires_at <= now() THEN
         RAISE EXCEPTION 'p_expires_at is %, which is past; give a later time or null', p_expires_at
             USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF p_expires_at <= p_deliver_after THEN
+        RAISE EXCEPTION 'p_expires_at is %, which is not after p_deliver_after (%); give a later time or null',
+            p_expires_at, p_deliver_after USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF length(p_idempotency_key) NOT BETWEEN 1 AND 255 THEN
+        RAISE EXCEPTION 'p_idempotency_key must be 1 to 255 characters or null' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF length(p_ordering_key) NOT BETWEEN 1 AND 255 THEN
+        RAISE EXCEPTION 'p_ordering_key must be 1 to 255 characters or null' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_traceparent !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
         RAISE EXCEPTION 'p_traceparent is not a W3C traceparent such as 00-<32 hex>-<16 hex>-01'

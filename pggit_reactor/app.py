@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -28,7 +29,7 @@ from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import configure_logging, get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import SystemClock
-from pggit_reactor.runtime.signals import open_commands
+from pggit_reactor.runtime.signals import Command, Commands, open_commands
 from pggit_reactor.runtime.worker import Worker
 from pggit_reactor.security.keyring import Keyring
 from pggit_reactor.security.sealing import Sealer
@@ -80,7 +81,6 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
         return Sealer(fresh_keys)
 
     with open_commands() as commands:
-        await _wait_for_database(settings, keyring)
         worker = Worker(
             settings=settings,
             identity=identity,
@@ -90,6 +90,7 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
             health=Health(),
             debug=settings.log.level is LogLevel.DEBUG,
             reload=reload,
+            before_work=partial(_wait_for_database, settings, keyring),
         )
         _spare_collector()
         return await worker.run(commands)
@@ -122,7 +123,8 @@ def _configure_logging(settings: Settings) -> None:
     )
 
 
-async def _wait_for_database(settings: Settings, keyring: Keyring) -> None:
+async def _wait_for_database(settings: Settings, keyring: Keyring, commands: Commands) -> bool:
+    """Return whether the database is there and right; False where a signal said to stop before it was."""
     while True:
         try:
             await _check_database(settings, keyring)
@@ -131,8 +133,10 @@ async def _wait_for_database(settings: Settings, keyring: Keyring) -> None:
         except (DatabaseUnavailableError, MigrationError) as error:
             _log.warning("waiting_for_database", reason=str(error))
         else:
-            return
-        await trio.sleep(START_RETRY_SECONDS)
+            return True
+        with trio.move_on_after(START_RETRY_SECONDS):
+            if await commands.receive() is not Command.RELOAD:
+                return False
 
 
 async def _check_database(settings: Settings, keyring: Keyring) -> None:

@@ -10,6 +10,7 @@ import attrs
 from pggit_reactor.core.delivery_uid import delivery_uid
 from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, LeaseToken, State, WebhookId
 from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.hot import HotStatement, integers
 from pggit_reactor.db.statements import statements
 
 INLINE_BODY_BYTES_MAX: Final = 65_536
@@ -19,6 +20,7 @@ UNKNOWN_ROWS_A_BATCH: Final = 500
 _BIGINTS: Final = 1 << 63
 
 _SQL = statements("claim")
+_CLAIM: Final = HotStatement.of(_SQL["claim"])
 
 
 @attrs.frozen(kw_only=True)
@@ -50,25 +52,24 @@ async def claim(
     The lease is the larger of *lease_seconds* and the webhook's attempt timeout plus 3 s. A worker that was last heard
     more than *silence_seconds* before its lease ran out is taken for dead.
     """
-    cursor = await connection.execute(
-        _SQL["claim"],
+    rows = await _CLAIM.fetch(
+        connection,
         {
-            "webhook_ids": list(budgets.keys()),
-            "budgets": list(budgets.values()),
-            "in_flights": [in_flight.get(webhook_id, 0) for webhook_id in budgets],
-            "lease_seconds": lease_seconds,
-            "lease_token": lease_token,
-            "silence_seconds": silence_seconds,
+            "webhook_ids": integers(budgets.keys()),
+            "budgets": integers(budgets.values()),
+            "in_flights": integers([in_flight.get(webhook_id, 0) for webhook_id in budgets]),
+            "lease_seconds": str(lease_seconds),
+            "lease_token": str(lease_token),
+            "silence_seconds": str(silence_seconds),
             "instance": instance,
-            "inline_bytes": INLINE_BODY_BYTES_MAX,
+            "inline_bytes": str(INLINE_BODY_BYTES_MAX),
         },
-        prepare=True,
     )
     deliveries: list[ClaimedDelivery] = []
     concurrency: dict[WebhookId, int] = {}
     next_due: dict[WebhookId, float | None] = {}
     taken_over = 0
-    for row in await cursor.fetchall():
+    for row in rows:
         if row[1] is None:
             concurrency[row[0]] = row[3]
             next_due[row[0]] = row[18]

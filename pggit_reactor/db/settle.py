@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import attrs
 
 from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, State, WebhookId
 from pggit_reactor.core.outcomes import Decision
 from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.hot import HotStatement, booleans, floats, integers, texts
 from pggit_reactor.db.statements import statements
 
 _SQL = statements("settle")
+_SETTLE: Final = HotStatement.of(_SQL["settle"])
 
 
 @attrs.frozen(kw_only=True)
@@ -67,8 +70,7 @@ async def settle(connection: TrioConnection, batch: Sequence[Settlement], *, wor
     `DatabaseUnavailableError` when it is not known whether the batch was written: writing it again is safe, since
     rows that were written have another token.
     """
-    cursor = await connection.execute(_SQL["settle"], _parameters(batch, worker_id), prepare=True)
-    done = set(await cursor.fetchall())
+    done = set(await _SETTLE.fetch(connection, _parameters(batch, worker_id)))
     if len(done) == len(batch):
         return SettleReport(settled=tuple(batch), locked=(), fenced=())
     # A row may be here twice, under an old lease and a new one.
@@ -83,7 +85,7 @@ async def settle(connection: TrioConnection, batch: Sequence[Settlement], *, wor
 
 async def warm_up(connection: TrioConnection) -> None:
     """Prepare and plan the statement, and load what it touches, by settling nothing."""
-    await connection.execute(_SQL["settle"], _parameters((), ""), prepare=True)
+    await _SETTLE.fetch(connection, _parameters((), ""))
 
 
 async def _still_ours(connection: TrioConnection, batch: Sequence[Settlement]) -> set[tuple[int, int]]:
@@ -97,26 +99,29 @@ async def _still_ours(connection: TrioConnection, batch: Sequence[Settlement]) -
     return set(await cursor.fetchall())
 
 
-def _parameters(batch: Sequence[Settlement], worker_id: str) -> dict[str, object]:
+def _parameters(batch: Sequence[Settlement], worker_id: str) -> dict[str, str]:
     decisions = [item.decision for item in batch]
     return {
         "worker_id": worker_id,
-        "delivery_ids": [item.delivery_id for item in batch],
-        "lease_tokens": [item.lease_token for item in batch],
-        "statuses": [decision.state.value for decision in decisions],
-        "delay_seconds": [
-            decision.delay_seconds if decision.state is State.RETRYING else None for decision in decisions
-        ],
-        "retry_steps": [int(decision.counts_retry) for decision in decisions],
-        "crash_steps": [int(decision.counts_crash) for decision in decisions],
-        "attempts": [item.attempted for item in batch],
-        "http_statuses": [item.http_status for item in batch],
-        "elapsed_ms": [item.elapsed_seconds * 1000 for item in batch],
-        "errors": [item.error for item in batch],
-        "excerpts": [item.excerpt for item in batch],
-        "failed_reasons": [
-            None if decision.failed_reason is None else decision.failed_reason.value for decision in decisions
-        ],
-        "uids": [item.uid for item in batch],
-        "disables": [decision.disable_webhook for decision in decisions],
+        "delivery_ids": integers([item.delivery_id for item in batch]),
+        "lease_tokens": integers([item.lease_token for item in batch]),
+        "statuses": texts([decision.state.value for decision in decisions]),
+        "delay_seconds": floats(
+            [decision.delay_seconds if decision.state is State.RETRYING else None for decision in decisions]
+        ),
+        "retry_steps": integers([int(decision.counts_retry) for decision in decisions]),
+        "crash_steps": integers([int(decision.counts_crash) for decision in decisions]),
+        "attempts": booleans([item.attempted for item in batch]),
+        "http_statuses": integers([item.http_status for item in batch]),
+        "elapsed_ms": floats([item.elapsed_seconds * 1000 for item in batch]),
+        "errors": texts([item.error for item in batch]),
+        "excerpts": texts([item.excerpt for item in batch]),
+        "failed_reasons": texts(
+            [
+                None if decision.failed_reason is None else decision.failed_reason.value
+                for decision in decisions
+            ]
+        ),
+        "uids": texts([item.uid for item in batch]),
+        "disables": booleans([decision.disable_webhook for decision in decisions]),
     }

@@ -73,6 +73,8 @@ class Worker:
     health: Health
     debug: bool = False
     reload: Callable[[], Awaitable[Sealer]] | None = None
+    before_work: Callable[[Commands], Awaitable[bool]] | None = None
+    """Runs before anything is claimed, while the probes answer; False: stop. Its errors end the worker."""
     ssl_context: ssl.SSLContext | None = None
     """Whom to trust instead of the system's authorities (or those of SSL_CERT_FILE)."""
     claimer: Claimer = attrs.field(init=False)
@@ -150,13 +152,24 @@ class Worker:
             self._closing_lanes(),
             trio.open_nursery() as services,
         ):
-            async with trio.open_nursery() as attempts:
-                self._fanout = self._open_fanout(attempts, transport)
-                await self._start(services)
-                status = await self._obey(commands)
-                attempts.cancel_scope.cancel()
+            await self._serve_probes(services)
+            status = await self._work(commands, services, transport) if await self._may_work(commands) else 0
             services.cancel_scope.cancel()
         _log.info("worker_stopped", exit_status=status)
+        return status
+
+    async def _may_work(self, commands: Commands) -> bool:
+        if self.before_work is None:
+            return True
+        self.health.set_check("database", ok=False, reason="not reached yet")
+        return await self.before_work(commands)
+
+    async def _work(self, commands: Commands, services: trio.Nursery, transport: WebhookTransport) -> int:
+        async with trio.open_nursery() as attempts:
+            self._fanout = self._open_fanout(attempts, transport)
+            await self._start(services)
+            status = await self._obey(commands)
+            attempts.cancel_scope.cancel()
         return status
 
     @asynccontextmanager
@@ -234,7 +247,7 @@ class Worker:
     def _dispatch(self, deliveries: Sequence[ClaimedDelivery], times: ClaimTimes) -> None:
         self._fanout.dispatch(deliveries, times)
 
-    async def _start(self, services: trio.Nursery) -> None:
+    async def _serve_probes(self, services: trio.Nursery) -> None:
         probes = WorkerProbes(metrics=self.metrics, health=self.health, refresh=self._upkeep.refresh)
         await services.start(
             partial(
@@ -245,6 +258,8 @@ class Worker:
                 clock=self.clock,
             )
         )
+
+    async def _start(self, services: trio.Nursery) -> None:
         await self._upkeep.beat("running")
         for name, run in {
             "settler": self._settler.run,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
@@ -14,11 +17,15 @@ import pytest
 import structlog
 import trio
 
+from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.embedded import EmbeddedPostgres, open_embedded_postgres
+from pggit_reactor.db.webhooks import secret_place
 from pggit_reactor.observability.logs import configure_logging
+from pggit_reactor.security.keyring import Keyring
+from pggit_reactor.security.sealing import Sealer
 from pggit_reactor.testing.database import QUICK_SETTINGS, ReactorDatabase, open_database
 from pggit_reactor.testing.receiver import open_receiver
-from pggit_reactor.testing.rig import Rig, arrivals
+from pggit_reactor.testing.rig import MASTER_KEY, SIGNING_SECRET, Rig, WorkerProcess, arrivals
 
 DISAGREEMENTS = """
 WITH logged AS (
@@ -70,6 +77,53 @@ class FaultRig(Rig):
         assert set(counts) == set(attempts)
         if not at_least:
             assert {uid: count for uid, count in counts.items() if count > attempts[uid]} == {}
+
+    def sealed_secret(self, webhook_id: int) -> bytes:
+        """Return the rig's signing secret as the registry keeps it."""
+        sealer = Sealer(Keyring.parse(Secret(MASTER_KEY)))
+        return sealer.seal(SIGNING_SECRET.encode(), place=secret_place(webhook_id, 1))
+
+    async def seal_check(self) -> None:
+        """Record the check value of the rig's key, as `key new` or the first registration does."""
+        keyring = Keyring.parse(Secret(MASTER_KEY))
+        await self.database.execute(
+            "INSERT INTO pggit.key_check (key_id, check_value) VALUES (%s, %s)",
+            (keyring.active_id, keyring.check_value(keyring.active_id)),
+        )
+
+    def host_and_port(self) -> tuple[str, int]:
+        """Where the database's server listens."""
+        _, _, place = self.database.dsn.reveal().rpartition("@")
+        host, _, port = place.partition("/")[0].partition(":")
+        return host, int(port)
+
+    def dsn_through(self, *ways: Any) -> Secret[str]:
+        """Return the DSN by way of proxies or other servers, each with a host and a port."""
+        host, port = self.host_and_port()
+        places = ",".join(f"{way.host}:{way.port}" for way in ways)
+        return Secret(self.database.dsn.reveal().replace(f"{host}:{port}", places))
+
+    @asynccontextmanager
+    async def starting_process(self, *arguments: str, **settings: object) -> AsyncIterator[WorkerProcess]:
+        """As `process`, without waiting until the worker works: it may never."""
+        environ = {**os.environ, **self.environ(**settings), "SSL_CERT_FILE": str(self.receiver.ca_file)}
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "pggit_reactor", "worker", *arguments],
+            env={name: value for name, value in environ.items() if value},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        running = WorkerProcess(process=process)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.read_events)
+            try:
+                yield running
+            finally:
+                with trio.CancelScope(shield=True):
+                    running.kill()
+                    await process.wait()
+                nursery.cancel_scope.cancel()
 
     async def terminate(self, connection: str) -> None:
         """End a worker's connection of that name in the server, as soon as there is one."""

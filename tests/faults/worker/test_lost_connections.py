@@ -7,28 +7,14 @@ from functools import partial
 import pytest
 import trio
 
-from pggit_reactor.core.secret import Secret
 from pggit_reactor.db import listener
 from pggit_reactor.db.connection import ABANDON_SECONDS_MAX
 from pggit_reactor.db.lane import USE_SECONDS
 from pggit_reactor.runtime import worker as worker_module
-from pggit_reactor.testing.faults import Direction, FaultProxy, open_proxy
+from pggit_reactor.testing.faults import Direction, open_proxy
 
 HALF_OPEN_NOTICED_SECONDS = 15
 """DESIGN 4: on claim, settle and listen alike."""
-
-
-def server_of(rig):
-    """Return host and port of the rig's server."""
-    _, _, place = rig.database.dsn.reveal().rpartition("@")
-    host, _, port = place.partition("/")[0].partition(":")
-    return host, int(port)
-
-
-def through(proxy: FaultProxy, rig) -> Secret[str]:
-    """Return the rig's DSN, by way of *proxy*."""
-    host, port = server_of(rig)
-    return Secret(rig.database.dsn.reveal().replace(f"{host}:{port}", f"{proxy.host}:{proxy.port}"))
 
 
 def lane_of(running, name: str):
@@ -58,8 +44,8 @@ async def test_a_connection_that_is_ended_under_load_costs_nothing(rig, connecti
 
 async def test_a_settle_whose_answer_is_lost_is_written_once(rig):
     webhook_id = await rig.add_webhook()
-    async with open_proxy(*server_of(rig)) as proxy, rig.worker() as running:
-        lane_of(running, "settle").dsn = through(proxy, rig)
+    async with open_proxy(*rig.host_and_port()) as proxy, rig.worker() as running:
+        lane_of(running, "settle").dsn = rig.dsn_through(proxy)
         (first,) = await rig.insert(webhook_id)
         await rig.until_status(first, "delivered")
         proxy.swallow(Direction.TO_CLIENT)
@@ -76,9 +62,9 @@ async def test_a_settle_whose_answer_is_lost_is_written_once(rig):
 
 async def test_a_claim_whose_answer_is_lost_comes_back_with_its_lease_and_is_no_crash(rig):
     webhook_id = await rig.add_webhook()
-    async with open_proxy(*server_of(rig)) as proxy, rig.worker() as running:
+    async with open_proxy(*rig.host_and_port()) as proxy, rig.worker() as running:
         lane = lane_of(running, "claim")
-        lane.dsn = through(proxy, rig)
+        lane.dsn = rig.dsn_through(proxy)
         lane.close()
         (first,) = await rig.insert(webhook_id)
         await rig.until_status(first, "delivered")
@@ -99,9 +85,9 @@ async def test_a_claim_whose_answer_is_lost_comes_back_with_its_lease_and_is_no_
 async def test_a_half_open_connection_is_noticed_and_replaced(rig, connection: str):
     assert USE_SECONDS + ABANDON_SECONDS_MAX <= HALF_OPEN_NOTICED_SECONDS
     webhook_id = await rig.add_webhook()
-    async with open_proxy(*server_of(rig)) as proxy, rig.worker() as running:
+    async with open_proxy(*rig.host_and_port()) as proxy, rig.worker() as running:
         lane = lane_of(running, connection)
-        lane.dsn = through(proxy, rig)
+        lane.dsn = rig.dsn_through(proxy)
         lane.close()
         (first,) = await rig.insert(webhook_id)
         await rig.until_status(first, "delivered")
@@ -110,8 +96,8 @@ async def test_a_half_open_connection_is_noticed_and_replaced(rig, connection: s
         (second,) = await rig.insert(webhook_id)
         await rig.until_true(lambda: lane._connection is None, seconds=0.3 + ABANDON_SECONDS_MAX + 1)
         # What is stalled stays so; only a new connection helps.
-        async with open_proxy(*server_of(rig)) as other_way:
-            lane.dsn = through(other_way, rig)
+        async with open_proxy(*rig.host_and_port()) as other_way:
+            lane.dsn = rig.dsn_through(other_way)
             await rig.until_status(second, "delivered")
             lane.dsn = rig.database.dsn
             lane.close()
@@ -125,8 +111,8 @@ async def test_a_deaf_listener_is_found_by_its_canary_and_what_it_missed_is_foun
     monkeypatch.setattr(worker_module, "open_listener", quick)
     monkeypatch.setattr(listener, "CONNECT_SECONDS", 0.5)
     webhook_id = await rig.add_webhook()
-    async with open_proxy(*server_of(rig)) as proxy:
-        rig.dsn = through(proxy, rig)
+    async with open_proxy(*rig.host_and_port()) as proxy:
+        rig.dsn = rig.dsn_through(proxy)
         async with rig.worker(WORKER_POLL_SECONDS=600) as running:
             for lane in running.worker._lanes:
                 lane.dsn = rig.database.dsn

@@ -224,7 +224,7 @@ def test_the_change_and_its_audit_rows_are_one_transaction(commands, database, h
 
     assert refused.status == 1
     assert count(database, "webhook") == count(database, "webhook_secret") == 0
-    assert [row for row in audited(database, "webhook_added")] == []
+    assert audited(database, "webhook_added") == []
 
 
 def test_who_did_it_is_audited_without_any_secret(commands, database, hook) -> None:

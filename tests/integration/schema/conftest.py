@@ -1,0 +1,117 @@
+"""What the tests of the schema share: rows of any kind, an ear for notifications, sessions of each role."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import trio
+
+from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.errors import DatabaseError
+from pggit_reactor.testing.database import ReactorDatabase
+
+MARK = "that was all"
+
+
+class Rows:
+    """Rows by INSERT and UPDATE; columns are given as SQL expressions, so that times can be the server's."""
+
+    def __init__(self, database: ReactorDatabase) -> None:
+        self._database = database
+
+    async def queue(self, **columns: str) -> int:
+        """INSERT a delivery of webhook 7 with what *columns* say; return its id."""
+        wanted = {"alert_id": "1", "webhook_id": "7", "message_body": "'{}'", **columns}
+        return int(
+            await self._database.fetch_value(
+                f"INSERT INTO pggit.alert_delivery_queue ({', '.join(wanted)})"
+                f" VALUES ({', '.join(wanted.values())}) RETURNING delivery_id"
+            )
+        )
+
+    async def leased(self, **columns: str) -> int:
+        """INSERT a delivery that a worker holds under token 42."""
+        lease = {
+            "lease_token": "42",
+            "lease_expires_at": "now() + interval '30 s'",
+            "leased_by": "'a worker'",
+        }
+        return await self.queue(**lease, **columns)
+
+    async def get(self, delivery_id: int, *expressions: str) -> tuple[Any, ...]:
+        """Return *expressions* of one delivery."""
+        (row,) = await self._database.fetch(
+            f"SELECT {', '.join(expressions)} FROM pggit.alert_delivery_queue WHERE delivery_id = %s",
+            (delivery_id,),
+        )
+        return row
+
+    async def webhook(self, webhook_id: int, **columns: str) -> None:
+        """Register a webhook, with something where the sealed URL stands."""
+        wanted = {
+            "webhook_id": str(webhook_id),
+            "name": f"'webhook {webhook_id}'",
+            "sealed_url": r"'\x00'",
+            "url_origin": "'https://receiver.test'",
+            **columns,
+        }
+        await self._database.execute(
+            f"INSERT INTO pggit.webhook ({', '.join(wanted)}) VALUES ({', '.join(wanted.values())})"
+        )
+
+
+class Ear:
+    """Hears what statements notify: they, and then a mark, are said by one session, so the mark comes last."""
+
+    def __init__(self, speaker: TrioConnection, listener: TrioConnection) -> None:
+        self.speaker = speaker
+        self._listener = listener
+
+    async def hear(self, *statements: str) -> list[str]:
+        """Run *statements* one after the other; return the payloads that came of them."""
+        for statement in statements:
+            await self.speaker.execute(statement)
+        return await self.heard()
+
+    async def heard(self) -> list[str]:
+        """Return the payloads since the last time."""
+        await self.speaker.execute(f"NOTIFY pggit_delivery, '{MARK}'")
+        payloads: list[str] = []
+        with trio.fail_after(20):
+            while MARK not in payloads:
+                payloads += [notify.payload for notify in await self._listener.wait_notifies()]
+        assert payloads[-1] == MARK
+        return payloads[:-1]
+
+
+@pytest.fixture
+def rows(reactor_database: ReactorDatabase) -> Rows:
+    return Rows(reactor_database)
+
+
+@pytest.fixture
+async def ear(reactor_database: ReactorDatabase) -> Ear:
+    listener = await reactor_database.connect()
+    await listener.execute("LISTEN pggit_delivery")
+    return Ear(await reactor_database.connect(), listener)
+
+
+Refusal = Callable[..., Awaitable[DatabaseError]]
+
+
+@pytest.fixture
+def refusal() -> Refusal:
+    """Runs a statement that must be refused, and returns the error."""
+
+    async def refuse(
+        connection: TrioConnection | ReactorDatabase,
+        statement: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+    ) -> DatabaseError:
+        with pytest.raises(DatabaseError) as caught:
+            await connection.execute(statement, params)
+        return caught.value
+
+    return refuse
