@@ -75,13 +75,10 @@ async def _list(
     session: Session, which: int | str | None, wanted: DeliveryFilter, limit: int
 ) -> tuple[DeliveryRow, ...]:
     from pggit_reactor.db.deliveries import list_deliveries
-    from pggit_reactor.db.registry import read_record
 
     async with session.open_database() as connection:
-        if isinstance(which, str):
-            which = (await read_record(connection, which)).webhook_id
-        # An id may have rows without being registered.
-        return await list_deliveries(connection, attrs.evolve(wanted, webhook_id=which), rows_max=limit)
+        webhook_id = None if which is None else await session.webhook_id(connection, which)
+        return await list_deliveries(connection, attrs.evolve(wanted, webhook_id=webhook_id), rows_max=limit)
 
 
 def _line(row: DeliveryRow) -> dict[str, object]:

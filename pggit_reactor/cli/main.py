@@ -26,6 +26,7 @@ COMMANDS: Final = MappingProxyType(
         "worker": Lazy("worker", "worker", "Deliver what is in the queue, until told to stop"),
         "webhook": Lazy("webhook", "webhook", "Register receivers, change, test and remove them"),
         "delivery": Lazy("delivery", "delivery", "Look at deliveries and what happened to them"),
+        "route": Lazy("route", "route", "Say which webhooks get which alerts, and ask why"),
         "key": Lazy("key", "key", "Make master keys, and check them against the database"),
         "url": Lazy("url", "url", "Ask the URL policy"),
         "doctor": Lazy("doctor", "doctor", "Look for trouble, and say what to do about it"),

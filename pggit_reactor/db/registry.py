@@ -210,6 +210,14 @@ async def read_record(connection: TrioConnection, which: int | str) -> WebhookRe
     return found[0]
 
 
+async def is_registered(connection: TrioConnection, webhook_id: int) -> bool:
+    """Tell whether anything is registered under *webhook_id*."""
+    return (
+        await (await connection.execute(_SQL["registered"], {"webhook_id": webhook_id})).fetchone()
+        is not None
+    )
+
+
 async def reveal(connection: TrioConnection, sealer: Sealer, which: int | str, *, by: By) -> Revealed:
     """Open what is sealed of a webhook, and audit that it was; `SealError` where it does not open."""
     async with connection.transaction():

@@ -69,6 +69,9 @@ LEFT JOIN pggit.webhook_health_metrics AS h ON h.webhook_id = w.webhook_id
 WHERE %(all)s::boolean OR w.webhook_id = %(webhook_id)s::bigint OR w.name = %(name)s::text
 ORDER BY w.webhook_id;
 
+-- name: registered
+SELECT FROM pggit.webhook AS w WHERE w.webhook_id = %(webhook_id)s;
+
 -- name: waiting
 -- How many deliveries wait for an id, counted up to a bound.
 SELECT count(*) FROM (
