@@ -25,7 +25,7 @@ COMMANDS: Final = MappingProxyType(
         "migrate": Lazy("migrate", "migrate", "Bring the schema up to date, or say what is missing"),
         "worker": Lazy("worker", "worker", "Deliver what is in the queue, until told to stop"),
         "webhook": Lazy("webhook", "webhook", "Register receivers, change, test and remove them"),
-        "delivery": Lazy("delivery", "delivery", "Look at deliveries and what happened to them"),
+        "delivery": Lazy("delivery", "delivery", "Look at deliveries, and replay, requeue or cancel them"),
         "route": Lazy("route", "route", "Say which webhooks get which alerts, and ask why"),
         "key": Lazy("key", "key", "Make master keys, and check them against the database"),
         "url": Lazy("url", "url", "Ask the URL policy"),

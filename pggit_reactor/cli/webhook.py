@@ -18,6 +18,7 @@ from pggit_reactor.cli.output import json_option, print_facts, print_json, print
 from pggit_reactor.cli.parameters import BIGINT, webhook_argument
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.cli.webhook_keys import STORED_ONLY, keys_help, parse_change
+from pggit_reactor.cli.webhook_state import disable, enable, pause, resume
 from pggit_reactor.cli.webhook_trial import test
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import new_secret, secret_key
@@ -47,7 +48,8 @@ def webhook() -> None:
     """
 
 
-webhook.add_command(test)
+for _command in (test, pause, resume, disable, enable):
+    webhook.add_command(_command)
 
 
 @webhook.command(epilog=_KEYS_HELP)

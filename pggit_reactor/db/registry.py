@@ -97,6 +97,8 @@ class WebhookRecord:
     state_reason: str | None
     state_since: datetime
     state_by: str | None
+    paused_until: datetime | None
+    """When a pause ends by itself; None where there is none, or it ends when somebody ends it."""
     rate_per_s: float
     burst: int
     concurrency: int
