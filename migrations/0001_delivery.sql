@@ -182,7 +182,8 @@ COMMENT ON TABLE pggit.webhook_audit_log IS 'Every attempt, and every change by 
 
 CREATE FUNCTION pggit.add_audit_partitions() RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
--- Keeps two partitions of 10,000,000 ids ahead of the sequence; returns how many were added.
+-- Keeps two partitions of 10,000,000 ids ahead of the sequence; returns how many were added. Rows that a late chore
+-- let fall into the default partition keep theirs from being made; they must not keep the next ones from it too.
 DECLARE
     width CONSTANT bigint := 10000000;
     reached bigint := coalesce(pg_sequence_last_value('pggit.webhook_audit_log_audit_id_seq'::regclass), 0) / width;
@@ -190,10 +191,14 @@ DECLARE
 BEGIN
     FOR number IN reached .. reached + 2 LOOP
         IF to_regclass(format('pggit.webhook_audit_log_p%s', number)) IS NULL THEN
-            EXECUTE format(
-                'CREATE TABLE pggit.webhook_audit_log_p%s PARTITION OF pggit.webhook_audit_log FOR VALUES FROM (%s) TO (%s)',
-                number, number * width, (number + 1) * width);
-            added := added + 1;
+            BEGIN
+                EXECUTE format(
+                    'CREATE TABLE pggit.webhook_audit_log_p%s PARTITION OF pggit.webhook_audit_log FOR VALUES FROM (%s) TO (%s)',
+                    number, number * width, (number + 1) * width);
+                added := added + 1;
+            EXCEPTION WHEN check_violation THEN
+                RAISE WARNING 'rows in pggit.webhook_audit_log_default keep partition % from being made', number;
+            END;
         END IF;
     END LOOP;
     RETURN added;
@@ -408,8 +413,8 @@ CREATE TRIGGER queue_after_insert AFTER INSERT ON pggit.alert_delivery_queue
     REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION pggit.queue_after_insert();
 
 CREATE FUNCTION pggit.queue_void_lease() RETURNS trigger LANGUAGE plpgsql AS $$
--- An old worker or an operator decided: whoever held the row no longer does. A worker's own settle changes the
--- token, so it never comes here.
+-- An old worker or an operator decided: whoever held the row no longer does. Moved to another webhook, it must not
+-- be settled by what the first one answered. A worker's own settle changes the token, so it never comes here.
 BEGIN
     NEW.lease_token := NULL;
     NEW.lease_expires_at := NULL;
@@ -420,7 +425,8 @@ END $$;
 CREATE TRIGGER queue_a_void_lease BEFORE UPDATE ON pggit.alert_delivery_queue FOR EACH ROW
     WHEN (OLD.lease_token IS NOT NULL AND NEW.lease_token = OLD.lease_token
           AND (NEW.delivery_status IS DISTINCT FROM OLD.delivery_status
-               OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at))
+               OR NEW.next_retry_at IS DISTINCT FROM OLD.next_retry_at
+               OR NEW.webhook_id <> OLD.webhook_id))
     EXECUTE FUNCTION pggit.queue_void_lease();
 
 CREATE FUNCTION pggit.queue_revive() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -439,15 +445,17 @@ CREATE TRIGGER queue_b_revive BEFORE UPDATE ON pggit.alert_delivery_queue FOR EA
 
 CREATE FUNCTION pggit.queue_after_update() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_notify('pggit_delivery', NEW.webhook_id::text);
+    IF current_setting('pggit.notify', true) IS DISTINCT FROM 'off' THEN
+        PERFORM pg_notify('pggit_delivery', NEW.webhook_id::text);
+    END IF;
     RETURN NULL;
 END $$;
--- Re-queued, due sooner, moved to another webhook, or given back before its time. A worker's own settle only ever
+-- Re-queued, due sooner, moved to another webhook, or due and no longer leased. A worker's own settle only ever
 -- puts a row off or ends it, so it does not match.
 CREATE TRIGGER queue_after_update AFTER UPDATE ON pggit.alert_delivery_queue FOR EACH ROW
     WHEN (NEW.ready_at IS NOT NULL
           AND (OLD.ready_at IS NULL OR NEW.ready_at < OLD.ready_at OR NEW.webhook_id <> OLD.webhook_id
-               OR (OLD.lease_token IS NOT NULL AND NEW.lease_token IS NULL AND NEW.ready_at <= OLD.ready_at)))
+               OR (OLD.lease_token IS NOT NULL AND NEW.lease_token IS NULL AND NEW.ready_at <= now())))
     EXECUTE FUNCTION pggit.queue_after_update();
 
 ---------------------------------------------------------------------------------------------------------------------
@@ -616,7 +624,8 @@ BEGIN
             ('pggit_producer', 'EXECUTE ON FUNCTION pggit.enqueue'),
             ('pggit_worker', 'USAGE ON SCHEMA pggit'),
             ('pggit_worker', 'SELECT, UPDATE ON pggit.alert_delivery_queue'),
-            ('pggit_worker', 'SELECT, INSERT ON pggit.alert_delivery_log, pggit.webhook_audit_log'),
+            ('pggit_worker', 'INSERT ON pggit.alert_delivery_log, pggit.webhook_audit_log'),
+            ('pggit_worker', 'SELECT (audit_id) ON pggit.webhook_audit_log_default'),
             ('pggit_worker', 'SELECT, INSERT, UPDATE ON pggit.webhook_health_metrics'),
             ('pggit_worker', 'SELECT, INSERT, UPDATE, DELETE ON pggit.webhook_limit, pggit.reactor_worker'),
             ('pggit_worker', 'SELECT, UPDATE (state, state_reason, state_by, state_since, revision, updated_at) ON pggit.webhook'),
@@ -629,10 +638,12 @@ BEGIN
             ('pggit_operator', 'SELECT, UPDATE, DELETE ON pggit.alert_delivery_queue'),
             ('pggit_operator', 'SELECT ON pggit.alert_delivery_log, pggit.webhook_audit_log, pggit.reactor_worker,'
                                ' pggit.schema_migration'),
+            ('pggit_operator', 'SELECT (audit_id) ON pggit.webhook_audit_log_default'),
             ('pggit_operator', 'INSERT ON pggit.alert_delivery_log, pggit.webhook_audit_log'),
             ('pggit_operator', 'SELECT, INSERT, UPDATE ON pggit.webhook_health_metrics, pggit.key_check'),
             ('pggit_operator', 'SELECT, INSERT, UPDATE, DELETE ON pggit.webhook, pggit.webhook_secret, pggit.webhook_limit'),
-            ('pggit_operator', 'USAGE ON ALL SEQUENCES IN SCHEMA pggit'),
+            ('pggit_operator', 'USAGE ON SEQUENCE pggit.alert_delivery_log_log_id_seq, pggit.webhook_audit_log_audit_id_seq,'
+                               ' pggit.webhook_health_metrics_metric_id_seq, pggit.webhook_id_seq, pggit.webhook_revision_seq'),
             ('pggit_operator', 'EXECUTE ON FUNCTION pggit.enqueue'),
             ('pggit_operator', 'EXECUTE ON FUNCTION pggit.next_webhook_id'),
             ('pggit_reader', 'USAGE ON SCHEMA pggit'),

@@ -18,6 +18,7 @@ import hmac
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 import attrs
@@ -229,6 +230,7 @@ def _keys(secrets: str | Sequence[str]) -> list[bytes]:
     return keys
 
 
+@lru_cache(maxsize=4)  # Attempts of the same second share it.
 def _iso_seconds(timestamp: int) -> str:
     return datetime.fromtimestamp(timestamp, UTC).replace(tzinfo=None).isoformat() + "Z"
 

@@ -61,7 +61,7 @@ _SETTLED: Final = frozenset({TransactionStatus.IDLE, TransactionStatus.INTRANS})
 _BAD: Final = ConnStatus.BAD
 
 
-class _Lock:
+class EagerLock:
     """A `trio.Lock` that costs no round of the event loop while nobody else holds it.
 
     Every use is followed by a wait on the socket, which is the checkpoint.
@@ -85,11 +85,11 @@ class _Lock:
 class TrioConnection(AsyncConnection[TupleRow]):
     """A connection to PostgreSQL on Trio; open one with `connect` or `open_connection`."""
 
-    lock: _Lock  # type: ignore[assignment]  # psycopg declares asyncio's; it uses `async with` alone
+    lock: EagerLock  # type: ignore[assignment]  # psycopg declares asyncio's; it uses `async with` alone
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[TupleRow] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self.lock = _Lock()
+        self.lock = EagerLock()
         self.cursor_factory = TrioCursor
         self.server_cursor_factory = _refuse_server_cursor  # type: ignore[assignment]  # it never returns one
         self._in_copy = False

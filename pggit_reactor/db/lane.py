@@ -15,6 +15,7 @@ import trio
 
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.connect import TrioConnection, connect
+from pggit_reactor.db.connection import EagerLock
 from pggit_reactor.errors import DatabaseUnavailableError, ReadOnlyDatabaseError
 
 CONNECT_SECONDS: Final = 5.0
@@ -62,7 +63,7 @@ class Lane:
     on_lost: Callable[[str, str], None] = lambda _name, _reason: None
     use_seconds: float = USE_SECONDS
     _connection: TrioConnection | None = None
-    _lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _lock: EagerLock = attrs.field(factory=EagerLock, init=False)
     _failures: int = 0
     _retry_at: float = 0.0
     generation: int = 0

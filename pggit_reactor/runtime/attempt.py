@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 import attrs
 
 from pggit_reactor.core.backoff import Backoff
+from pggit_reactor.core.headers import parse_extra_headers
 from pggit_reactor.core.model import (
     Answer,
     AttemptFailure,
@@ -19,11 +23,13 @@ from pggit_reactor.core.model import (
 )
 from pggit_reactor.core.outcomes import CRASHES_MAX, Decision, Verdict, classify, decide
 from pggit_reactor.db.settle import Settlement
+from pggit_reactor.errors import BadHeadersError
 from pggit_reactor.runtime.clock import Clock
 
 ERROR_CHARS_MAX: Final = 500
 EXCERPT_CHARS_MAX: Final = 1024
 _REVEALING_CHARS_MIN: Final = 6
+_SIGNATURE: Final = re.compile(r"v1,[A-Za-z0-9+/=]*|sha256=[0-9a-f]*")
 
 
 class Send(Protocol):
@@ -94,7 +100,9 @@ def _settled(
         attempt_count=delivery.attempt_count,
     )
     verdict = classify(result.outcome)
-    error, excerpt = (None, None) if decision.state is State.DELIVERED else _error(result.outcome, webhook)
+    error, excerpt = (
+        (None, None) if decision.state is State.DELIVERED else _error(result.outcome, webhook, delivery)
+    )
     settlement = Settlement.of(
         delivery,
         decision,
@@ -113,23 +121,41 @@ def _ended(delivery: ClaimedDelivery, reason: FailedReason, error: str) -> Attem
     return Attempt(settlement=settlement, result=None, verdict=reason.value)
 
 
-def _error(outcome: Answer | AttemptFailure, webhook: Webhook) -> tuple[str, str | None]:
+def _error(
+    outcome: Answer | AttemptFailure, webhook: Webhook, delivery: ClaimedDelivery
+) -> tuple[str, str | None]:
     """Return what went wrong for log and audit, and what the receiver said, for `last_error` alone."""
     if isinstance(outcome, AttemptFailure):
         return _clean(f"{outcome.kind}: {outcome.detail}")[:ERROR_CHARS_MAX], None
-    excerpt = _masked(_clean(outcome.excerpt), webhook)[:EXCERPT_CHARS_MAX] if outcome.excerpt else None
-    return f"HTTP {outcome.status}", excerpt
+    if not outcome.excerpt:
+        return f"HTTP {outcome.status}", None
+    revealing = sorted(_revealing(webhook, delivery), key=len, reverse=True)
+    return f"HTTP {outcome.status}", _masked(_clean(outcome.excerpt), revealing)[:EXCERPT_CHARS_MAX]
 
 
-def _masked(text: str, webhook: Webhook) -> str:
-    """Take out what a receiver may have echoed: parts of its URL, and secrets."""
+def _revealing(webhook: Webhook, delivery: ClaimedDelivery) -> set[str]:
+    """Return what a receiver may echo and nobody may read: parts of its URL, secrets, values of headers."""
     _, _, after_scheme = webhook.url.reveal().partition("://")
     _, _, path = after_scheme.partition("/")
-    pieces = path.replace("?", "/").replace("&", "/").replace("=", "/").split("/")
-    revealing = [path, *pieces, *(secret.reveal() for secret in webhook.secrets)]
-    for piece in sorted(revealing, key=len, reverse=True):
-        if len(piece) >= _REVEALING_CHARS_MIN:
-            text = text.replace(piece, "***")
+    pieces = {path, *path.replace("?", "/").replace("&", "/").replace("=", "/").split("/")}
+    pieces.update(secret.reveal() for secret in webhook.secrets)
+    values = [value for _, value in webhook.headers]
+    with suppress(BadHeadersError):
+        values += [value for _, value in parse_extra_headers(delivery.headers_json)]
+    for value in values:  # "Bearer TOKEN" may be echoed as the token alone.
+        pieces.update((value, *value.split()))
+    return {piece for piece in pieces if len(piece) >= _REVEALING_CHARS_MIN}
+
+
+def _masked(text: str, revealing: Sequence[str]) -> str:
+    text = _SIGNATURE.sub("***", text)
+    for piece in revealing:
+        text = text.replace(piece, "***")
+    # What was read of the answer may end in the middle of one.
+    for piece in revealing:
+        for length in range(min(len(piece) - 1, len(text)), _REVEALING_CHARS_MIN - 1, -1):
+            if text.endswith(piece[:length]):
+                return text[:-length] + "***"
     return text
 
 

@@ -36,6 +36,14 @@ GATHER_SECONDS: Final = 0.002
 """Under load, a claim waits this long for company: 10 to 30 rows a statement instead of 2."""
 GATHER_IN_FLIGHT_MIN: Final = 24
 """How many attempts in flight are load."""
+CLAIM_ROWS_MAX: Final = 128
+"""A claim takes no more, however many slots are free: so others are being sent while the next claim is under way, and
+no pass of the event loop is as long as sending a whole worker's worth."""
+LOOK_SECONDS: Final = 0.02
+"""How long silent rows of other webhooks may wait while hot ones fill every claim."""
+FULL_SECONDS_MAX: Final = 0.05
+"""All slots taken for so long is no room: siblings may have some, and producers are to tell them. Under load each claim
+fills the slots for a moment, which is none of anybody's business."""
 ADOPT_EVERY_SECONDS: Final = 60.0
 ADOPT_CHEAP_SECONDS: Final = 0.02
 TIMER_SLACK_SECONDS: Final = 0.002
@@ -122,6 +130,10 @@ class Claimer:
     _generation: int = attrs.field(default=0, init=False)
     _next_poll_at: float = attrs.field(default=-math.inf, init=False)
     _next_adopt_at: float = attrs.field(default=-math.inf, init=False)
+    _looked_at: float = attrs.field(default=-math.inf, init=False)
+    _filled: bool = attrs.field(default=False, init=False)
+    """The last plan was as large as a claim may be: looking for more would be in vain."""
+    _full_since: float = attrs.field(default=math.inf, init=False)
 
     def hint(self, webhook_ids: Iterable[WebhookId]) -> None:
         """These may have ready deliveries now."""
@@ -188,7 +200,7 @@ class Claimer:
         """Claim while producers are silent on our account, and until nothing of that is left."""
         now = trio.current_time()
         self._hot.promote(now)
-        has_room = self.capacity.slots > 0 and not self.brakes.stopped()
+        has_room = self._has_room(now)
         async with self.lane.use() as connection:
             if self.gate.is_busy(now) and has_room:
                 await self.gate.open(connection, self.lane.generation)
@@ -199,7 +211,8 @@ class Claimer:
             else:  # Begun anew where the connection is another one.
                 await self.gate.close(connection, self.lane.generation)
             drained = await self.gate.drained(connection)
-            await self._look(connection)
+            if self.gate.draining or self._must_look(now):
+                await self._look(connection)
         budgets = self._plan()
         if budgets:
             await self._claim(budgets)
@@ -207,8 +220,22 @@ class Claimer:
             # What the last look found is hot, or has a timer: it needs no notification.
             self.gate.sleep()
             return
+        if self._filled and len(self._hot) and self.capacity.slots > 0:
+            return  # The next claim is under way while what this one brought is sent.
         with trio.move_on_after(self.gate.pause_seconds(now)):
             await self._wake.wait()
+            await self._gather()
+
+    def _must_look(self, now: float) -> bool:
+        """Say whether silent rows may be of webhooks that nothing made hot; in vain where nothing can be claimed."""
+        return self.capacity.slots > 0 and (not self._filled or now >= self._looked_at + LOOK_SECONDS)
+
+    def _has_room(self, now: float) -> bool:
+        if self.capacity.slots > 0:
+            self._full_since = math.inf
+        else:
+            self._full_since = min(self._full_since, now)
+        return not self.brakes.stopped() and now < self._full_since + FULL_SECONDS_MAX
 
     async def _leave(self) -> None:
         if not self.gate.answers:
@@ -224,14 +251,18 @@ class Claimer:
             await trio.sleep(GATHER_SECONDS)
 
     def _plan(self) -> dict[WebhookId, int]:
+        self._filled = False
         if self.draining or self.brakes.stopped() or not len(self._hot):
             return {}
-        return self._hot.take(
-            slots=self.capacity.slots,
+        slots = min(self.capacity.slots, CLAIM_ROWS_MAX)
+        budgets = self._hot.take(
+            slots=slots,
             in_flight=self.capacity.by_webhook,
             concurrency=self._concurrency_of,
             suspended=self.brakes.suspended(),
         )
+        self._filled = sum(budgets.values()) == slots
+        return budgets
 
     def _concurrency_of(self, webhook_id: WebhookId) -> int:
         return self._concurrency.get(webhook_id, CONCURRENCY_GUESS)
@@ -246,11 +277,14 @@ class Claimer:
         if began >= self._next_adopt_at or self.lane.generation != self._generation:
             adopted = await adopt_unknown(connection)
             now = trio.current_time()
-            # Cheap with few webhooks, then at each poll; seldom where it has many ids to walk.
-            self._next_adopt_at = now + (0 if now - began < ADOPT_CHEAP_SECONDS else ADOPT_EVERY_SECONDS)
+            # Cheap with few webhooks, then at each poll (but not at every look of one who answers for producers);
+            # seldom where it has many ids to walk.
+            cheap = now - began < ADOPT_CHEAP_SECONDS
+            self._next_adopt_at = began + (self.poll_seconds / 2 if cheap else ADOPT_EVERY_SECONDS)
             self._generation = self.lane.generation
             if adopted:
                 _log.info("webhook_ids_adopted", count=adopted)
+        self._looked_at = trio.current_time()
         found = await discover(connection, horizon_seconds=self.poll_seconds)
         now = trio.current_time()
         for webhook_id, seconds in found.items():

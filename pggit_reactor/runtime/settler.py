@@ -83,6 +83,7 @@ class Settler:
         self._waiting: deque[Settlement] = deque()
         self._writing: Sequence[Settlement] = ()
         self._held: dict[_HoldKey, _Held] = {}
+        self._gone: Counter[WebhookId] = Counter()
         self._wake = Wake()
         self._emptied = trio.Event()
         self.failing = False
@@ -95,15 +96,20 @@ class Settler:
 
     @property
     def suspended(self) -> frozenset[WebhookId]:
-        """Webhooks whose outcomes cannot be written now."""
-        if not self._held:
+        """Webhooks of which nothing may be claimed now: their outcomes cannot be written, or one that is yet to be
+        written disables them."""
+        if not self._held and not self._gone:
             return frozenset()
         rows = Counter(webhook_id for webhook_id, row in self._held if row is not None)
         many = {webhook_id for webhook_id, count in rows.items() if count >= REFUSED_ROWS_MAX}
-        return frozenset(many | {webhook_id for webhook_id, row in self._held if row is None})
+        return frozenset(
+            many | {webhook_id for webhook_id, row in self._held if row is None} | self._gone.keys()
+        )
 
     def put(self, settlement: Settlement) -> None:
         """Take an outcome over; from here on it is the settler's to keep."""
+        if settlement.decision.disable_webhook:
+            self._gone[settlement.webhook_id] += 1
         self._waiting.append(settlement)
         self._wake.set()
 
@@ -179,14 +185,26 @@ class Settler:
             ids = sorted({item.webhook_id for item in report.locked})
             _log.warning("rows_locked_by_others", webhook_ids=ids)
             self._hold(report.locked, retry_at=trio.current_time() + HELD_RETRY_SECONDS_MIN)
-        self._recovered()
-        self._on_report(report)
+        self._report(report)
 
     async def _timed(self, connection: TrioConnection, batch: Sequence[Settlement]) -> SettleReport:
         began = trio.current_time()
         report = await settle(connection, batch, worker_id=self._worker_id)
         self._metrics.settled(rows=len(batch), seconds=trio.current_time() - began)
         return report
+
+    def _report(self, report: SettleReport) -> None:
+        self._forget_gone(report.settled)
+        self._forget_gone(report.fenced)
+        self._recovered()
+        self._on_report(report)
+
+    def _forget_gone(self, items: Sequence[Settlement]) -> None:
+        for item in items:
+            if item.decision.disable_webhook:
+                self._gone[item.webhook_id] -= 1
+                if not self._gone[item.webhook_id]:
+                    del self._gone[item.webhook_id]
 
     def _recovered(self) -> None:
         if self.failing:
@@ -244,8 +262,7 @@ class Settler:
             self._postpone(held, began)
         else:
             del self._held[key]
-        self._recovered()
-        self._on_report(report)
+        self._report(report)
 
     def _postpone(self, held: _Held, began: float) -> None:
         now = trio.current_time()
@@ -258,7 +275,8 @@ class Settler:
             for item in self._held.pop(key).items:
                 # A row may be here under an old lease and a new one, and the old one cannot be written any more.
                 apart = self._held.setdefault((webhook_id, item.delivery_id), _Held([]))
-                apart.items = [*apart.items, item][-LEASES_KEPT_MAX:]
+                self._forget_gone(apart.items[: 1 - LEASES_KEPT_MAX])
+                apart.items = [*apart.items[1 - LEASES_KEPT_MAX :], item]
         elif not self._held[key].told:
             self._held[key].told = True
             _log.error("settlement_refused", delivery_id=row, sqlstate=error.sqlstate, reason=str(error))

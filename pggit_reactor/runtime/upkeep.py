@@ -27,6 +27,7 @@ from pggit_reactor.runtime.clock import Clock
 
 HEARTBEATS_A_LEASE: Final = 6
 HEARTBEAT_SECONDS_MAX: Final = 5.0
+HEARTBEAT_RETRY_SECONDS: Final = 1.0
 HEARTBEATS_MISSED_MAX: Final = 2
 """A worker that missed more before its lease ran out is taken for dead. An attempt ends 3 s and more before its
 lease, so the last heartbeat of one that was killed in an attempt is older than that."""
@@ -60,10 +61,14 @@ class Upkeep:
         return self.heartbeat_seconds * HEARTBEATS_MISSED_MAX
 
     async def run_heartbeat(self) -> None:
-        """Beat for ever."""
+        """Beat for ever; sooner while the database is thought lost: `/ready` says no until a beat is written."""
+        due_at = trio.current_time() + self.heartbeat_seconds
         while True:
-            await trio.sleep(self.heartbeat_seconds)
-            await self.beat("draining" if self.draining else "running")
+            await trio.sleep(min(HEARTBEAT_RETRY_SECONDS, self.heartbeat_seconds))
+            database = self.health.ready().checks.get("database")
+            if trio.current_time() >= due_at or database is None or not database.ok:
+                due_at = trio.current_time() + self.heartbeat_seconds
+                await self.beat("draining" if self.draining else "running")
 
     async def beat(self, state: str) -> None:
         """Say once that the worker lives, measure the clocks' difference, and say whether the database answers."""

@@ -95,14 +95,17 @@ class Greeting(StrEnum):
     REFUSE_HANDSHAKE = "refuse the handshake"
 
 
-_OLD_SERVER_HELLO: Final = b"\x03\x02" + bytes(32) + b"\x00" + b"\x00\x2f" + b"\x00"
+# With renegotiation_info: OpenSSL 3.0 would complain of its absence before it looks at the version.
+_OLD_SERVER_HELLO: Final = (
+    b"\x03\x02" + bytes(32) + b"\x00" + b"\x00\x2f" + b"\x00" + b"\x00\x05\xff\x01\x00\x01\x00"
+)
 _FIRST_WORDS: Final = MappingProxyType(
     {
         Greeting.PLAIN_HTTP: b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
         Greeting.GARBAGE: bytes(range(256)) * 4,
         Greeting.REFUSE_VERSION: b"\x15\x03\x02\x00\x02\x02\x46",  # a fatal alert, protocol_version
         Greeting.REFUSE_HANDSHAKE: b"\x15\x03\x03\x00\x02\x02\x28",  # a fatal alert, handshake_failure
-        Greeting.OLD_VERSION: b"\x16\x03\x02\x00\x2a\x02\x00\x00\x26" + _OLD_SERVER_HELLO,
+        Greeting.OLD_VERSION: b"\x16\x03\x02\x00\x31\x02\x00\x00\x2d" + _OLD_SERVER_HELLO,
     }
 )
 

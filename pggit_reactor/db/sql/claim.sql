@@ -54,7 +54,7 @@ picked AS MATERIALIZED (
                 AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
             ORDER BY q.ready_at
             LIMIT h.budget
-            FOR UPDATE SKIP LOCKED
+            FOR NO KEY UPDATE SKIP LOCKED
         ) AS r
         WHERE level.priority IS NOT NULL
         LIMIT h.budget
@@ -197,7 +197,7 @@ WITH due AS (
         AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
         AND NOT EXISTS (SELECT FROM pggit.webhook AS w WHERE w.webhook_id = l.webhook_id)
     LIMIT %(rows_max)s
-    FOR UPDATE OF q SKIP LOCKED
+    FOR NO KEY UPDATE OF q SKIP LOCKED
 ),
 ended AS (
     UPDATE pggit.alert_delivery_queue AS q

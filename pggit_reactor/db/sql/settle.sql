@@ -2,7 +2,7 @@
 -- Writes a batch of outcomes: queue row (fenced by its lease token), log, audit, health, and a webhook that is gone.
 -- Returns the rows that were settled; what is missing was locked by somebody or fenced: see unsettled. Nothing is
 -- joined twice, so that the plan is nested loops over primary keys whatever the statistics say.
--- Health rows are locked in order of webhook_id, so that settlers cannot deadlock.
+-- Rows of the registry, and then of health, are locked in order of webhook_id, so that settlers cannot deadlock.
 WITH outcome AS MATERIALIZED (
     SELECT *
     FROM unnest(
@@ -17,7 +17,7 @@ mine AS MATERIALIZED (
     SELECT o.*
     FROM outcome AS o
     JOIN pggit.alert_delivery_queue AS q ON q.delivery_id = o.delivery_id AND q.lease_token = o.lease_token
-    FOR UPDATE OF q SKIP LOCKED
+    FOR NO KEY UPDATE OF q SKIP LOCKED
 ),
 settled AS (
     UPDATE pggit.alert_delivery_queue AS q
@@ -103,11 +103,19 @@ health AS (
             + CASE WHEN excluded.successful_deliveries > 0 THEN 0 ELSE coalesce(h.consecutive_failures, 0) END),
         updated_at = excluded.updated_at
 ),
+leaving AS MATERIALIZED (
+    SELECT w.webhook_id
+    FROM pggit.webhook AS w
+    WHERE w.state <> 'disabled'
+        AND w.webhook_id = ANY (ARRAY(SELECT s.webhook_id FROM settled AS s WHERE s.disable))
+    ORDER BY w.webhook_id
+    FOR NO KEY UPDATE
+),
 gone AS (
     UPDATE pggit.webhook AS w
     SET state = 'disabled', state_reason = 'the receiver answered 410 Gone', state_by = %(worker_id)s
-    WHERE w.state <> 'disabled'
-        AND w.webhook_id IN (SELECT s.webhook_id FROM settled AS s WHERE s.disable)
+    FROM leaving AS l
+    WHERE w.webhook_id = l.webhook_id
     RETURNING w.webhook_id
 ),
 gone_audited AS (

@@ -19,13 +19,14 @@ import trio
 
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.embedded import EmbeddedPostgres, open_embedded_postgres
+from pggit_reactor.db.lane import Lane
 from pggit_reactor.db.webhooks import secret_place
 from pggit_reactor.observability.logs import configure_logging
 from pggit_reactor.security.keyring import Keyring
 from pggit_reactor.security.sealing import Sealer
 from pggit_reactor.testing.database import QUICK_SETTINGS, ReactorDatabase, open_database
 from pggit_reactor.testing.receiver import open_receiver
-from pggit_reactor.testing.rig import MASTER_KEY, SIGNING_SECRET, Rig, WorkerProcess, arrivals
+from pggit_reactor.testing.rig import MASTER_KEY, SIGNING_SECRET, Rig, RunningWorker, WorkerProcess, arrivals
 
 DISAGREEMENTS = """
 WITH logged AS (
@@ -90,6 +91,15 @@ class FaultRig(Rig):
             "INSERT INTO pggit.key_check (key_id, check_value) VALUES (%s, %s)",
             (keyring.active_id, keyring.check_value(keyring.active_id)),
         )
+
+    async def change_lane(self, running: RunningWorker, name: str, **changes: object) -> Lane:
+        """Let one of the worker's connections be another from its next use on; return its lane."""
+        (lane,) = [lane for lane in running.worker._lanes if lane.name == name]
+        async with lane.use():  # So that nobody is in the middle of connecting the old way.
+            for attribute, value in changes.items():
+                setattr(lane, attribute, value)
+        lane.close()
+        return lane
 
     def host_and_port(self) -> tuple[str, int]:
         """Where the database's server listens."""

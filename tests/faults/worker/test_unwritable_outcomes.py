@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from pggit_reactor.db.lane import HOT_OPTIONS
 from pggit_reactor.runtime import settler
 from pggit_reactor.runtime.claimer import Claimer
 from pggit_reactor.testing.receiver import Behaviour, answer, gated
@@ -166,8 +167,7 @@ async def test_an_outcome_that_the_database_refuses_stops_its_own_webhook_only(r
     monkeypatch.setattr(settler, "APART_STATEMENT_TIMEOUT_MS", 100)
     webhook_id, other = await rig.add_webhook("/one"), await rig.add_webhook("/two")
     async with rig.worker(WORKER_LEASE_SECONDS=30) as running:
-        (lane,) = [lane for lane in running.worker._lanes if lane.name == "settle"]
-        lane.options = {**lane.options, "statement_timeout": "400"}
+        await rig.change_lane(running, "settle", options={**HOT_OPTIONS, "statement_timeout": "400"})
         await rig.database.execute(SLEEPY_TRIGGER.format(action=action, webhook_id=webhook_id))
         (refused,) = await rig.insert(webhook_id)
         for _ in range(5):

@@ -432,14 +432,13 @@ async def test_a_lost_connection_ends_the_wait_for_notifications(reactor_databas
     async def cut():
         await reactor_database.execute("SELECT pg_terminate_backend(%s)", (connection.pgconn.backend_pid,))
 
-    with pytest.raises(DatabaseUnavailableError):  # noqa: PT012  # the wait has to run beside the cut
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(connection.wait_notifies)
-                await trio.testing.wait_all_tasks_blocked()
-                await cut()
-        except* DatabaseUnavailableError as group:
-            raise group.exceptions[0] from None
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the wait has to run beside the cut
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.wait_notifies)
+            await trio.testing.wait_all_tasks_blocked()
+            await cut()
+
+    assert [type(error) for error in caught.value.exceptions] == [DatabaseUnavailableError]
 
 
 # -- closing

@@ -56,7 +56,7 @@ def test_a_rollback_takes_it_back(connection, queue) -> None:
 def test_every_argument_reaches_its_column(connection, queue) -> None:
     enqueue(
         connection, 7, [1], alert_id=42, event_type="lag", idempotency_key="k", priority=-3, deliver_after=LATER,
-        expires_at=LATER, headers={"X-Team": "db"}, ordering_key="o",
+        expires_at=LATER + timedelta(days=1), headers={"X-Team": "db"}, ordering_key="o",
         traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01",
     )  # fmt: skip
     connection.commit()
@@ -64,7 +64,7 @@ def test_every_argument_reaches_its_column(connection, queue) -> None:
     columns = ["alert_id", "event_type", "idempotency_key", "priority", "next_retry_at", "expires_at", "headers",
                "ordering_key", "traceparent"]  # fmt: skip
     assert [queue(column)[0] for column in columns] == [
-        42, "lag", "k", -3, LATER, LATER, {"X-Team": "db"}, "o", "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+        42, "lag", "k", -3, LATER, LATER + timedelta(days=1), {"X-Team": "db"}, "o", "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
     ]  # fmt: skip
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import pytest
 import trio
 
+from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
+from pggit_reactor.core.outcomes import Decision
+from pggit_reactor.db import claims, settle
 from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS
 from pggit_reactor.errors import DatabaseError
 from pggit_reactor.testing.database import ReactorDatabase
 
@@ -84,6 +89,54 @@ class Ear:
                 payloads += [notify.payload for notify in await self._listener.wait_notifies()]
         assert payloads[-1] == MARK
         return payloads[:-1]
+
+
+class Hand:
+    """What a worker does to the queue: its real statements, on sessions with its real settings."""
+
+    def __init__(self, claiming: TrioConnection, settling: TrioConnection) -> None:
+        self.claiming = claiming
+        self.settling = settling
+        self._tokens = count(1)
+
+    async def claim(self, budgets: Mapping[int, int], *, lease_seconds: float = 30.0) -> claims.Claim:
+        """Claim as "a worker", under a token of its own each time."""
+        return await claims.claim(
+            self.claiming,
+            {WebhookId(webhook_id): budget for webhook_id, budget in budgets.items()},
+            in_flight={},
+            lease_token=LeaseToken(next(self._tokens)),
+            lease_seconds=lease_seconds,
+            silence_seconds=10.0,
+            instance="a worker",
+        )
+
+    async def settle(
+        self, deliveries: Sequence[ClaimedDelivery], decision: Decision, *, http_status: int = 200
+    ) -> settle.SettleReport:
+        """Write the same outcome of all *deliveries*."""
+        batch = [
+            settle.Settlement.of(
+                delivery, decision, attempted=True, http_status=http_status, elapsed_seconds=0.02
+            )
+            for delivery in deliveries
+        ]
+        return await settle.settle(self.settling, batch, worker_id="a worker")
+
+
+@pytest.fixture(scope="session")
+def hand_of() -> Callable[[TrioConnection, TrioConnection], Hand]:
+    """Makes a `Hand` of two sessions of the test's own, one for claims and one for settles."""
+    return Hand
+
+
+@pytest.fixture
+async def hand(reactor_database: ReactorDatabase) -> Hand:
+    """A worker's hand, with the rights of its role and no others."""
+    return Hand(
+        await reactor_database.connect(**CLAIM_OPTIONS, role="pggit_worker"),
+        await reactor_database.connect(**HOT_OPTIONS, role="pggit_worker"),
+    )
 
 
 @pytest.fixture
