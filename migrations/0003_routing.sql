@@ -282,32 +282,6 @@ REVOKE ALL ON FUNCTION pggit.publish(
 -- The door from pgGit's phase 7
 ---------------------------------------------------------------------------------------------------------------------
 
-CREATE OR REPLACE FUNCTION pggit.trigger_queue_alert() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
--- An alert that cannot be queued must not undo its producer's work: it is a warning in the log instead.
-DECLARE
-    new_id bigint;
-BEGIN
-    IF NEW.webhook_id IS NULL THEN  -- phase 7 notes errors of its own in such rows
-        RETURN NULL;
-    END IF;
-    INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body)
-    VALUES (NEW.queue_id, NEW.webhook_id, jsonb_build_object(
-        'alert_id', NEW.alert_id, 'webhook_id', NEW.webhook_id, 'message_format', NEW.message_format,
-        'message_body', NEW.message_body, 'original_status', NEW.status, 'queued_at', now()))
-    RETURNING delivery_id INTO new_id;
-    INSERT INTO pggit.alert_delivery_log (delivery_id, webhook_id, event_type, event_details)
-    VALUES (new_id, NEW.webhook_id, 'queued', jsonb_build_object(
-        'integration_source', 'alert_notification_queue', 'original_queue_id', NEW.queue_id));
-    RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
-    RAISE WARNING 'alert % of pggit.alert_notification_queue was not queued for delivery: % (SQLSTATE %)',
-        NEW.queue_id, SQLERRM, SQLSTATE;
-    RETURN NULL;
-END $$;
-COMMENT ON FUNCTION pggit.trigger_queue_alert() IS
-    'Queues each row of phase 7''s alert_notification_queue that names a webhook; never makes the producer''s INSERT fail.';
-
 CREATE FUNCTION pggit.attach_alert_queue() RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -320,7 +294,7 @@ BEGIN
     RETURN true;
 END $$;
 COMMENT ON FUNCTION pggit.attach_alert_queue() IS
-    'Call it as the owner after installing pgGit''s phase 7 later than this schema: lets its alerts be delivered. May be repeated.';
+    'Lets the alerts of pgGit''s phase 7 be delivered; call it, as the owner, where phase 7 was installed after this schema.';
 REVOKE ALL ON FUNCTION pggit.attach_alert_queue() FROM PUBLIC;
 SELECT pggit.attach_alert_queue();
 
@@ -336,10 +310,10 @@ BEGIN
         SELECT g.role, g.privilege FROM (VALUES
             ('pggit_producer', 'EXECUTE ON FUNCTION pggit.publish'),
             ('pggit_operator', 'EXECUTE ON FUNCTION pggit.publish, pggit.explain_route'),
-            ('pggit_operator', 'SELECT, INSERT, UPDATE, DELETE ON pggit.alert_routing_rules, pggit.routing_default'),
-            ('pggit_operator', 'USAGE ON ALL SEQUENCES IN SCHEMA pggit'),
+            ('pggit_operator', 'SELECT, INSERT, UPDATE, DELETE ON pggit.routing_default'),
+            ('pggit_operator', 'USAGE ON SEQUENCE pggit.routing_default_default_id_seq'),
             ('pggit_reader', 'EXECUTE ON FUNCTION pggit.explain_route'),
-            ('pggit_reader', 'SELECT ON pggit.alert_routing_rules, pggit.routing_default')
+            ('pggit_reader', 'SELECT ON pggit.routing_default')
         ) AS g (role, privilege)
         WHERE EXISTS (SELECT FROM pg_roles WHERE rolname = g.role)
     LOOP
