@@ -147,10 +147,9 @@ def _print(document: dict[str, Any]) -> None:
     for title in ("machine", "postgresql", "receiver"):
         facts = ", ".join(f"{name} {_short(value)}" for name, value in document[title].items())
         print(f"{title}: {facts}")
-    print()
-    print(report.table(document["summary"]))
-    if inserted := report.insert_table(document["summary"]):
-        print(f"\n{inserted}")
+    for table in (report.table(document["summary"]), report.insert_table(document["summary"])):
+        if table:
+            print(f"\n{table}")
     print(f"\ntaken in {document['seconds']:.0f} s")
 
 

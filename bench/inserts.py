@@ -2,18 +2,20 @@
 
 Three states of the workers: *none* runs, so a NOTIFY reaches nobody; *asleep*, one runs and has nothing to
 send (the rows are for a paused webhook), so the gate is closed and each NOTIFY wakes it; *busy*, it sends
-what a feeder adds, and the gate is open, so producers are silent. Cells with and without the trigger follow
-one another, so that a slow minute of the machine falls on both.
+what a feeder adds, and the gate is open, so producers are silent. With and without the trigger take turns of
+a fraction of a second, so that what else happens on the machine falls on both.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any, Final
 
+import attrs
 import psycopg
 
 from bench import processes
@@ -21,6 +23,8 @@ from bench.contender import Gated, Stage
 from bench.workloads import Figures, Numbers, Sizes, trial
 
 CLIENTS: Final = (1, 8)
+TURNS: Final = ("bare", "trigger", "trigger", "bare") * 2
+"""Short slices; each kind has `Sizes.insert_seconds` in all."""
 LOOK_SECONDS: Final = 0.02
 FED_ROWS: Final = 1000
 BUSY_SECONDS_MAX: Final = 10.0
@@ -56,21 +60,25 @@ class _Cells:
         self._admin = admin
 
     def pair(self, state: str, clients: int, feeder: _Companion | None = None) -> Figures:
-        """Measure without and with the trigger, and compare."""
-        figures: Figures = {}
-        for kind in ("bare", "trigger"):
+        """Measure without and with the trigger in turns, and compare."""
+        slices: dict[str, list[_Slice]] = {"bare": [], "trigger": []}
+        for kind in TURNS:
             with self._trigger(enabled=kind == "trigger"):
                 if feeder is not None:
-                    cell = self._flood(clients, feeder)
+                    slices[kind].append(self._flood(clients, feeder))
                 else:
                     with _Companion(self._contender, feeding=False) as watcher:
-                        cell = self._flood(clients, watcher)
-            figures |= {f"{state}_{clients}_{kind}_{name}": value for name, value in cell.items()}
+                        slices[kind].append(self._flood(clients, watcher))
         name = f"{state}_{clients}"
+        figures = {
+            f"{name}_{kind}_{figure}": value
+            for kind, parts in slices.items()
+            for figure, value in _joined(parts).items()
+        }
         figures[f"{name}_ratio"] = figures[f"{name}_trigger_per_second"] / figures[f"{name}_bare_per_second"]
         return figures
 
-    def _flood(self, clients: int, companion: _Companion) -> Figures:
+    def _flood(self, clients: int, companion: _Companion) -> _Slice:
         syncs, rows = self._syncs(), self._rows()
         companion.restart_count()
         answer = self._stage.producer.tell(
@@ -78,15 +86,14 @@ class _Cells:
             dsn=self._contender.dsn(),
             insert=self._contender.insert_resting,
             clients=clients,
-            seconds=self._sizes.insert_seconds,
+            seconds=self._sizes.insert_seconds / (len(TURNS) / 2),
         )
-        open_share = companion.open_share()
-        synced = self._syncs() - syncs
-        return {
-            "per_second": answer["commits_per_second"],
-            "commits_per_sync": (self._rows() - rows) / synced if synced else 0.0,
-            "gate_open": open_share,
-        }
+        return _Slice(
+            per_second=answer["commits_per_second"],
+            gate_open=companion.open_share(),
+            rows=self._rows() - rows,
+            syncs=self._syncs() - syncs,
+        )
 
     @contextmanager
     def _trigger(self, *, enabled: bool) -> Iterator[None]:
@@ -104,6 +111,24 @@ class _Cells:
 
     def _rows(self) -> int:
         return int(_value(self._admin, self._contender.resting))
+
+
+@attrs.frozen(kw_only=True)
+class _Slice:
+    per_second: float
+    gate_open: float
+    rows: int
+    syncs: int
+
+
+def _joined(slices: Sequence[_Slice]) -> Figures:
+    """Return the figures of slices of the same length."""
+    syncs = sum(part.syncs for part in slices)
+    return {
+        "per_second": fmean(part.per_second for part in slices),
+        "commits_per_sync": sum(part.rows for part in slices) / syncs if syncs else 0.0,
+        "gate_open": fmean(part.gate_open for part in slices),
+    }
 
 
 class _Companion:

@@ -113,7 +113,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                     cell["goal"] or "",
                 ]
         lines.append(line)
-    return _aligned(lines)
+    return _aligned(lines) if len(lines) > 1 else ""
 
 
 def insert_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -30,6 +30,7 @@ from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
 from pggit_reactor.runtime.hotset import HotSet
+from pggit_reactor.runtime.refusals import Suspects, is_about_rows
 from pggit_reactor.runtime.wake import Wake
 
 GATHER_SECONDS: Final = 0.002
@@ -126,6 +127,7 @@ class Claimer:
         init=False,
     )
     _hot: HotSet = attrs.field(factory=HotSet, init=False)
+    _suspects: Suspects = attrs.field(factory=Suspects, init=False)
     _wake: Wake = attrs.field(factory=Wake, init=False)
     _generation: int = attrs.field(default=0, init=False)
     _next_poll_at: float = attrs.field(default=-math.inf, init=False)
@@ -259,8 +261,11 @@ class Claimer:
             slots=slots,
             in_flight=self.capacity.by_webhook,
             concurrency=self._concurrency_of,
-            suspended=self.brakes.suspended(),
+            suspended=self.brakes.suspended() | self._suspects.barred(trio.current_time()),
         )
+        narrowed = self._suspects.narrowed(budgets)
+        self._hot.mark(budgets.keys() - narrowed.keys())
+        budgets = narrowed
         self._filled = sum(budgets.values()) == slots
         return budgets
 
@@ -299,6 +304,7 @@ class Claimer:
 
     async def _claim(self, budgets: dict[WebhookId, int]) -> None:
         token = LeaseToken(self.clock.random_token())
+        began = trio.current_time()
         try:
             async with self.lane.use() as connection:
                 if self.lane.generation != self._generation:
@@ -315,11 +321,23 @@ class Claimer:
                     silence_seconds=self.silence_seconds,
                     instance=self.instance,
                 )
-        except BaseException:
+        except BaseException as error:
             # Whether it was committed is unknown: then its rows come back when their lease has run out.
             self._hot.mark(budgets)
+            if isinstance(error, DatabaseError):
+                self._refused(budgets, error, trio.current_time() - began)
             raise
+        self._suspects.cleared(budgets)
         self._after(claimed, budgets, began)
+
+    def _refused(self, budgets: dict[WebhookId, int], error: DatabaseError, took_seconds: float) -> None:
+        if isinstance(error, RowLockedError) or not is_about_rows(error):
+            return
+        guilty = self._suspects.refused(budgets, now=trio.current_time(), took_seconds=took_seconds)
+        if guilty is not None:
+            webhook_id, retry_at = guilty
+            self._hot.mark_at(webhook_id, retry_at)
+            _log.error("claim_refused", webhook_id=webhook_id, reason=str(error), sqlstate=error.sqlstate)
 
     def _after(self, claimed: Claim, budgets: dict[WebhookId, int], began: float) -> None:
         now = trio.current_time()

@@ -32,6 +32,7 @@ from pggit_reactor.errors import (
 )
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
+from pggit_reactor.runtime.refusals import QUERY_CANCELED, is_about_rows
 from pggit_reactor.runtime.wake import Wake
 
 BATCH_ROWS_MAX: Final = 500
@@ -47,10 +48,6 @@ LEASES_KEPT_MAX: Final = 2
 FAILED_RETRY_SECONDS: Final = 0.25
 
 _log = get_logger("settler")
-
-_QUERY_CANCELED: Final = "57014"  # by statement_timeout
-# SQLSTATE classes that are about the server and not about what is written: resources, operators, system, internal.
-_SERVER_FAULTS: Final = ("53", "57", "58", "XX")
 
 _HoldKey = tuple[WebhookId, DeliveryId | None]
 """A webhook, or one row of it."""
@@ -170,7 +167,7 @@ class Settler:
             async with self._lane.use() as connection:
                 report = await self._timed(connection, self._writing)
         except DatabaseError as error:
-            if not _is_about_rows(error):
+            if not is_about_rows(error):
                 await self._failed(error)
                 return
             _log.warning(
@@ -249,12 +246,12 @@ class Settler:
                 report = await self._timed(connection, batch)
         except DatabaseError as error:
             self._postpone(held, began)
-            if not _is_about_rows(error):
+            if not is_about_rows(error):
                 await self._failed(error)
                 return
             self._metrics.settle_failed()
             self._recovered()
-            if not (isinstance(error, RowLockedError) or error.sqlstate == _QUERY_CANCELED):
+            if not (isinstance(error, RowLockedError) or error.sqlstate == QUERY_CANCELED):
                 self._isolate(key, error)
             return
         held.items[: len(batch)] = report.locked
@@ -280,12 +277,3 @@ class Settler:
         elif not self._held[key].told:
             self._held[key].told = True
             _log.error("settlement_refused", delivery_id=row, sqlstate=error.sqlstate, reason=str(error))
-
-
-def _is_about_rows(error: DatabaseError) -> bool:
-    """Whether the database refused what was to be written, and would take other rows."""
-    if error.sqlstate == _QUERY_CANCELED:
-        return True
-    if isinstance(error, (DatabaseUnavailableError, ReadOnlyDatabaseError)):
-        return False
-    return (error.sqlstate or "")[:2] not in _SERVER_FAULTS

@@ -44,7 +44,9 @@ class Authority:
 
     def client_context(self) -> ssl.SSLContext:
         """Return a client's settings that trust this authority and no other."""
-        return ssl.create_default_context(cafile=str(self.ca_file))
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # not everybody's default: Debian's Python has none
+        return context
 
     def server_context(
         self, certificate: Certificate = Certificate.GOOD, *, names: tuple[str, ...] = LOOPBACK_NAMES

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import socket
 import ssl
+import warnings
 
 import pytest
 import trio
 
+from pggit_reactor.core.egress import EgressRules
 from pggit_reactor.core.model import Answer, AttemptFailure, FailureKind
+from pggit_reactor.delivery.sender import open_transport
+from pggit_reactor.errors import ConfigurationError
 from pggit_reactor.testing.faults import Direction, open_proxy
 from pggit_reactor.testing.receiver import (
     Behaviour,
@@ -248,3 +252,13 @@ async def test_wherever_the_network_cuts_the_attempt_fails_cleanly_and_the_next_
     if isinstance(result.outcome, AttemptFailure):
         assert result.outcome.kind is FailureKind.RESET
     assert isinstance(after.outcome, Answer)
+
+
+async def test_a_context_that_would_agree_on_less_than_tls_1_2_is_refused():
+    lax = ssl.create_default_context()
+    with warnings.catch_warnings(action="ignore"):  # Python itself warns of it.
+        lax.minimum_version = ssl.TLSVersion.TLSv1_1
+
+    with pytest.raises(ConfigurationError, match="TLSv1_2"):
+        async with open_transport(EgressRules.parse(), ssl_context=lax):
+            pytest.fail("it was opened")

@@ -140,7 +140,10 @@ async def test_a_name_that_nothing_knows_is_retried_and_exhausted(rig):
 
 async def test_a_thousand_rows_for_a_black_hole_delay_the_others_by_nothing(rig):
     """Only what can be sent now is claimed: the black hole holds its own slots and no more."""
-    good, bad = await rig.add_webhook("/good", attempt_timeout="10 s"), await rig.add_webhook("/bad", concurrency=16)
+    good, bad = (
+        await rig.add_webhook("/good", attempt_timeout="10 s"),
+        await rig.add_webhook("/bad", concurrency=16),
+    )
     rig.receiver.script("/bad", *[hang()] * 1000)
     async with rig.worker(WORKER_ATTEMPTS_MAX=64) as running:
         await rig.insert(bad, 1000)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.db.lane import CLAIM_OPTIONS
 from pggit_reactor.db.webhooks import headers_place
+from pggit_reactor.runtime import refusals
 from pggit_reactor.security.keyring import Keyring
 from pggit_reactor.security.sealing import Sealer
 from pggit_reactor.testing.receiver import answer
@@ -202,3 +204,47 @@ async def test_a_registration_that_opens_to_nonsense_pauses_and_stops_nobody(rig
 
     assert await rig.row(waiting, "delivery_status", "lease_token", "attempt_count") == ("pending", None, 0)
     assert not rig.receiver.requests_for("/broken")
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        pytest.param("RAISE EXCEPTION 'not this one'", id="refuses"),
+        pytest.param("PERFORM pg_sleep(60)", id="never ends"),
+    ],
+)
+async def test_a_row_that_cannot_be_claimed_stops_its_own_webhook_only(rig, lines, monkeypatch, action: str):
+    """A trigger of somebody else's stands for any reason why one row makes the claim of many fail."""
+    monkeypatch.setattr(refusals, "BARRED_SECONDS_MIN", 1.0)
+    monkeypatch.setattr(refusals, "BARRED_SECONDS_PER_SECOND", 3)
+    ids = [await rig.add_webhook(f"/hook{number}") for number in range(4)]
+    await rig.database.execute(
+        "CREATE FUNCTION pggit.test_trigger() RETURNS trigger LANGUAGE plpgsql AS $$"
+        f" BEGIN {action}; RETURN NEW; END $$"
+    )
+    await rig.database.execute(
+        "CREATE TRIGGER test_trigger BEFORE UPDATE ON pggit.alert_delivery_queue FOR EACH ROW"
+        " WHEN (NEW.lease_token IS NOT NULL AND NEW.event_type = 'poison') EXECUTE FUNCTION pggit.test_trigger()"
+    )
+    async with rig.worker(WORKER_POLL_SECONDS=600) as running:
+        await rig.change_lane(running, "claim", options={**CLAIM_OPTIONS, "statement_timeout": "500"})
+        poisoned = await insert_poison(rig, ids[0], "event_type", "'poison'")
+        for webhook_id in ids:
+            await rig.insert(webhook_id, 3)
+        for webhook_id in ids[1:]:
+            await rig.until(
+                "SELECT bool_and(delivery_status = 'delivered') FROM pggit.alert_delivery_queue WHERE webhook_id = %s",
+                webhook_id,
+                seconds=10,
+            )
+        await rig.until_true(lambda: lines.named("claim_refused"))
+        for _ in range(5):
+            (passing,) = await rig.insert(ids[1])
+            await rig.until_status(passing, "delivered", seconds=5)
+        assert {event["webhook_id"] for event in lines.named("claim_refused")} == {ids[0]}
+        await rig.database.execute("DROP TRIGGER test_trigger ON pggit.alert_delivery_queue")
+        await rig.until_all("delivered")
+
+    assert await rig.row(poisoned, "attempt_count") == (1,)
+    await rig.assert_each_arrived()
+    await rig.assert_books_agree()

@@ -1,0 +1,100 @@
+"""The bench works and tells what it should. What the figures are is nobody's test: they are the machine's too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECONDS_MAX = 180
+STATES = ("none", "asleep", "busy")
+
+pytestmark = pytest.mark.long
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory):
+    """A quick run of everything: what it printed, and what it wrote."""
+    path = tmp_path_factory.mktemp("bench") / "figures.json"
+    done = bench("all", "--quick", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(path.read_text())
+
+
+def test_every_workload_has_a_round_of_each_contender(taken):
+    _, document = taken
+
+    rounds = [(result["workload"], result["contender"]) for result in document["rounds"]]
+    assert rounds == [
+        (workload, contender) for workload in ("idle", "rate", "burst") for contender in ("floor", "product")
+    ] + [("insert", "product")]
+
+
+def test_the_figures_are_all_there_and_no_request_was_repeated(taken):
+    _, document = taken
+
+    by_workload = {}
+    for result in document["rounds"]:
+        by_workload.setdefault(result["workload"], []).append(result["figures"])
+    for figures in (*by_workload["idle"], *by_workload["rate"]):
+        assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
+    for figures in by_workload["burst"]:
+        assert figures["per_second"] > 0
+        assert figures["worker_cpu_per_1000"] > 0
+        assert figures["database_cpu_per_1000"] > 0
+    for figures in (*by_workload["idle"], *by_workload["rate"], *by_workload["burst"]):
+        assert figures["repeats"] == 0
+
+
+def test_insert_rates_are_taken_in_each_state_of_the_workers_and_of_the_gate(taken):
+    _, document = taken
+
+    (figures,) = [result["figures"] for result in document["rounds"] if result["workload"] == "insert"]
+    for state in STATES:
+        for clients in (1, 8):
+            assert figures[f"{state}_{clients}_bare_per_second"] > 0
+            assert figures[f"{state}_{clients}_trigger_per_second"] > 0
+            assert (figures[f"{state}_{clients}_trigger_gate_open"] > 0) == (state == "busy")
+
+
+def test_the_summary_has_a_median_and_the_ratio_to_the_floor(taken):
+    _, document = taken
+
+    rows = {(row["workload"], row["figure"], row["contender"]): row for row in document["summary"]}
+    product, floor = rows["idle", "p50_ms", "product"], rows["idle", "p50_ms", "floor"]
+    assert product["least"] <= product["median"] <= product["most"]
+    assert product["ratio"] == pytest.approx(product["median"] / floor["median"])
+    assert product["goal"] == "at most 1.25 x floor"
+
+
+def test_the_facts_of_the_machine_and_the_limit_of_the_receiver_are_recorded(taken):
+    _, document = taken
+
+    assert document["postgresql"]["fsync"] == "on"
+    assert document["postgresql"]["synchronous_commit"] == "on"
+    assert document["machine"]["processor_count"] >= 1
+    assert document["machine"]["fdatasync_ms"] > 0
+    assert document["receiver"]["requests_per_second"] > 0
+
+
+def test_the_tables_show_the_same(taken):
+    printed, _ = taken
+
+    for text in ("product / floor", "deliveries/s", "worker CPU-s per 1,000", "commits a sync", "taken in"):
+        assert text in printed
+
+
+def test_a_workload_that_there_is_not_is_a_usage_error():
+    done = bench("everything")
+
+    assert done.returncode == 2
+    assert "invalid choice" in done.stderr
