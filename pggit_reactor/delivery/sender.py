@@ -174,7 +174,9 @@ async def open_transport(
     `ConfigurationError` for an *ssl_context* that would agree on less than TLS 1.2.
     """
     if ssl_context is not None and ssl_context.minimum_version < ssl.TLSVersion.TLSv1_2:
-        raise ConfigurationError("the TLS context of a sender must have a minimum_version of TLSv1_2 or later")
+        raise ConfigurationError(
+            "the TLS context of a sender must have a minimum_version of TLSv1_2 or later"
+        )
     pool = ConnectionPool(limits or PoolLimits())
     dialer = Dialer(
         rules=rules, resolver=resolver or SystemResolver(), context=ssl_context or client_context()

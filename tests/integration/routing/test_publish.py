@@ -213,3 +213,17 @@ def test_a_producer_may_publish_without_reading_a_rule(database: psycopg.Connect
         database.execute("SELECT * FROM pggit.alert_routing_rules")
     with pytest.raises(errors.InsufficientPrivilege):
         database.execute("SELECT * FROM pggit.explain_route('INFO')")
+
+
+def test_an_operator_edits_rules_and_defaults_and_a_reader_reads_them(database: psycopg.Connection, rule):
+    database.execute("SET ROLE pggit_operator")
+    rule(1)
+    database.execute("UPDATE pggit.alert_routing_rules SET is_active = false")
+    database.execute("DELETE FROM pggit.alert_routing_rules")
+    database.execute("INSERT INTO pggit.routing_default (webhook_id) VALUES (1)")
+    database.execute("SET ROLE pggit_reader")
+
+    assert database.execute("SELECT count(*) FROM pggit.routing_default").fetchone() == (7,)
+    assert database.execute("SELECT count(*) FROM pggit.explain_route('INFO')").fetchone() == (7,)
+    with pytest.raises(errors.InsufficientPrivilege):
+        rule(1)
