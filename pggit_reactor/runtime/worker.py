@@ -346,9 +346,10 @@ class Worker:
                 nursery.cancel_scope.cancel()
         if not drained:
             await self._abort()
+            return 1
         with trio.move_on_after(ABORT_SECONDS_MAX, shield=True):
             await self._upkeep.beat("stopped")
-        return 0 if drained else 1
+        return 0
 
     async def _abort_at_second_signal(self, commands: Commands, patience: trio.CancelScope) -> None:
         async for command in commands:
@@ -366,8 +367,9 @@ class Worker:
             except DatabaseError as error:
                 _log.warning("leases_not_given_back", reason=str(error))
             await self._settler.wait_empty()
+            await self._upkeep.beat("stopped")
         if scope.cancelled_caught:
-            _log.warning("leases_not_given_back", unwritten=self._settler.backlog)
+            _log.warning("abort_unfinished", unwritten=self._settler.backlog)
 
     async def _reload(self) -> None:
         if self.reload is None:

@@ -134,9 +134,20 @@ WHERE q.delivery_id = %(delivery_id)s AND q.lease_token = %(lease_token)s;
 
 -- name: discover
 -- Webhooks that may be sent to and have a row that is not leased and due, or will be within the horizon; and in how many
--- seconds. Walks webhook_limit and probes the claim index a priority at a time.
+-- seconds. Walks webhook_limit, which is small, and probes the claim index: once where nothing waits, and a priority at
+-- a time where something does. The registry is asked about the latter only: most webhooks are idle or blocked.
+WITH waiting AS MATERIALIZED (
+    SELECT l.webhook_id
+    FROM pggit.webhook_limit AS l
+    CROSS JOIN LATERAL (
+        SELECT FROM pggit.alert_delivery_queue AS q
+        WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
+        LIMIT 1
+    ) AS something
+    WHERE l.blocked_until IS NULL OR l.blocked_until <= now()
+)
 SELECT l.webhook_id, extract(epoch FROM due.first_at - now())::float8
-FROM pggit.webhook_limit AS l
+FROM waiting AS l
 JOIN pggit.webhook AS w ON w.webhook_id = l.webhook_id AND w.state = 'active'
 CROSS JOIN LATERAL (
     WITH RECURSIVE level (priority) AS (
@@ -161,7 +172,7 @@ CROSS JOIN LATERAL (
         LIMIT 1
     ) AS first
 ) AS due
-WHERE (l.blocked_until IS NULL OR l.blocked_until <= now()) AND due.first_at IS NOT NULL;
+WHERE due.first_at IS NOT NULL;
 
 -- name: adopt_unknown
 -- Finds ids in the queue that have no limit row (a recursive skip scan of the claim index) and gives them one:

@@ -20,7 +20,8 @@ SELECT pggit.add_audit_partitions();
 
 -- name: queue_figures
 -- Depth by status, counted up to a cap, and the age of the oldest row that is due. Read at a scrape, so it must stay
--- cheap: it never counts further than the cap.
+-- cheap: it never counts further than the cap, and goes by the claim index, which knows no rows that are done, whatever
+-- the statistics say.
 SELECT
     c.status,
     c.depth,
@@ -29,7 +30,7 @@ FROM (
     SELECT q.delivery_status AS status, count(*) AS depth,
            min(q.ready_at) FILTER (WHERE isfinite(q.ready_at) AND q.ready_at <= now()) AS oldest
     FROM (SELECT delivery_status, ready_at FROM pggit.alert_delivery_queue
-          WHERE ready_at IS NOT NULL LIMIT %(rows_max)s) AS q
+          WHERE ready_at IS NOT NULL ORDER BY webhook_id, priority DESC, ready_at LIMIT %(rows_max)s) AS q
     GROUP BY q.delivery_status
 ) AS c;
 
@@ -39,5 +40,9 @@ SELECT
     (SELECT count(*) FROM pggit.webhook AS w WHERE w.state = 'paused' AND w.state_reason LIKE 'no key opens%%'),
     (SELECT count(*) FROM (
         SELECT FROM pggit.webhook_limit AS l
-        JOIN pggit.alert_delivery_queue AS q ON q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
+        CROSS JOIN LATERAL (
+            SELECT FROM pggit.alert_delivery_queue AS q
+            WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
+            ORDER BY q.priority DESC, q.ready_at LIMIT %(rows_max)s
+        ) AS q
         WHERE l.unknown_since IS NOT NULL LIMIT %(rows_max)s) AS waiting);

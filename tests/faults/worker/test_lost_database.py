@@ -39,7 +39,7 @@ async def until_ready_says(process, status: int) -> None:
 async def test_a_server_that_goes_and_comes_back_under_load_loses_nothing(own_rig, own_server, way: str):
     rig = own_rig
     ids = [await rig.add_webhook(f"/hook{number}", concurrency=8) for number in range(4)]
-    async with rig.process(DELIVERY_TIMEOUT_SECONDS=5, WORKER_LEASE_SECONDS=8) as running:
+    async with rig.process(DELIVERY_TIMEOUT_SECONDS=3, WORKER_LEASE_SECONDS=6) as running:
         for webhook_id in ids:
             await rig.insert(webhook_id, 250)
         await rig.receiver.wait_for(100)

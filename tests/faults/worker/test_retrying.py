@@ -71,7 +71,7 @@ async def test_no_retry_comes_before_the_time_that_its_row_tells(rig):
 async def test_attempts_share_id_and_octets_and_have_times_and_signatures_of_their_own(rig):
     webhook_id = await rig.add_webhook()
     rig.receiver.script("/hook", answer(500), cut(), answer(503))
-    async with rig.worker(DELIVERY_BACKOFF_BASE_SECONDS=2.2):
+    async with rig.worker(DELIVERY_BACKOFF_BASE_SECONDS=0.6):
         (delivery_id,) = await rig.insert(webhook_id, body={"ü": [1, 2.50, None], "a": "\u2028"})
         # An outsider's look at it must not change a single octet of what is sent next.
         await rig.until_status(delivery_id, "retrying")

@@ -90,6 +90,7 @@ async def test_one_port_tells_the_sum_of_both(rig):
     assert total(text, "webhook_queue_depth") == 0
 
 
+@pytest.mark.long
 async def test_the_children_die_with_their_supervisor(rig):
     webhook_id = await rig.add_webhook()
     async with fleet(rig) as running:

@@ -6,6 +6,7 @@ import signal
 
 import attrs
 import httpx
+import pytest
 import trio
 
 from pggit_reactor.runtime.fanout import FanOut
@@ -43,6 +44,7 @@ async def test_a_zombie_whose_rows_another_worker_took_is_fenced(rig):
     await rig.assert_books_agree()
 
 
+@pytest.mark.long
 async def test_a_zombie_works_on(rig):
     webhook_id = await rig.add_webhook()
     gate = trio.Event()
