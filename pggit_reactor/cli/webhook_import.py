@@ -71,7 +71,8 @@ def import_phase7(
     Each URL is opened with phase 7's key, judged by the URL policy, and sealed with the master key; deliveries
     that wait for the id are delivered. Each gets a signing secret, printed once. Phase 7's table stays as it
     is, and a webhook that is registered already is left alone, so the command may be repeated. Exit 3 where
-    a URL does not open or is refused; the others are imported all the same.
+    a URL does not open or is refused; the others are imported all the same. No role of ours may read phase 7's
+    table: do it as its owner.
 
     \b
     Example: pggit-reactor webhook import-phase7 --phase7-key-file phase7.txt
