@@ -13,7 +13,21 @@ WITH hot AS MATERIALIZED (
         greatest(least(h.budget, w.concurrency - h.in_flight), 0) AS budget,
         w.concurrency,
         w.revision,
-        now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until
+        now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
+        -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
+        ARRAY(
+            WITH RECURSIVE level (priority) AS (
+                (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                 WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
+                 ORDER BY q.priority DESC LIMIT 1)
+                UNION ALL
+                SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                        WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
+                        ORDER BY q.priority DESC LIMIT 1)
+                FROM level WHERE level.priority IS NOT NULL
+            )
+            SELECT level.priority FROM level WHERE level.priority IS NOT NULL
+        ) AS priorities
     FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[])
         AS h (webhook_id, budget, in_flight)
     JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
@@ -24,16 +38,6 @@ picked AS MATERIALIZED (
     SELECT p.delivery_id, p.taken_over, p.crashed, h.lease_until, h.revision
     FROM hot AS h
     CROSS JOIN LATERAL (
-        WITH RECURSIVE level (priority) AS (
-            (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-             WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
-             ORDER BY q.priority DESC LIMIT 1)
-            UNION ALL
-            SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                    WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
-                    ORDER BY q.priority DESC LIMIT 1)
-            FROM level WHERE level.priority IS NOT NULL
-        )
         SELECT
             r.delivery_id,
             r.lease_token IS NOT NULL AS taken_over,
@@ -46,7 +50,7 @@ picked AS MATERIALIZED (
                     SELECT FROM pggit.reactor_worker AS me
                     WHERE me.instance = %(instance)s
                         AND me.steady_since <= r.lease_expires_at - make_interval(secs => %(silence_seconds)s)) AS crashed
-        FROM level
+        FROM unnest(h.priorities) AS level (priority)
         CROSS JOIN LATERAL (
             SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at
             FROM pggit.alert_delivery_queue AS q
@@ -56,9 +60,9 @@ picked AS MATERIALIZED (
             LIMIT h.budget
             FOR NO KEY UPDATE SKIP LOCKED
         ) AS r
-        WHERE level.priority IS NOT NULL
         LIMIT h.budget
     ) AS p
+    WHERE h.priorities <> '{}'
 ),
 claimed AS (
     UPDATE pggit.alert_delivery_queue AS q
@@ -97,26 +101,16 @@ CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
 SELECT
     h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    (
-        WITH RECURSIVE level (priority) AS (
-            (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-             WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
-             ORDER BY q.priority DESC LIMIT 1)
-            UNION ALL
-            SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                    WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
-                    ORDER BY q.priority DESC LIMIT 1)
-            FROM level WHERE level.priority IS NOT NULL
-        )
+    CASE WHEN h.priorities <> '{}' THEN (
         SELECT extract(epoch FROM min(n.ready_at) - now())::float8
-        FROM level
+        FROM unnest(h.priorities) AS level (priority)
         CROSS JOIN LATERAL (
             SELECT q.ready_at FROM pggit.alert_delivery_queue AS q
             WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority
                 AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
             ORDER BY q.ready_at LIMIT 1
         ) AS n
-    )
+    ) END
 FROM hot AS h;
 
 -- name: release

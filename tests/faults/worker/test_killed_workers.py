@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pggit_reactor.core.model import LeaseToken
 from pggit_reactor.db.claims import claim
 from pggit_reactor.db.connect import TrioConnection
@@ -31,6 +33,7 @@ async def test_another_worker_delivers_what_a_killed_one_held_within_lease_and_p
     assert [await rig.row(row, "crash_count", "attempt_count") for row in rows] == [(1, 1)] * 8
 
 
+@pytest.mark.long
 async def test_a_worker_that_is_started_again_delivers_what_its_predecessor_held(rig):
     webhook_id = await rig.add_webhook()
     rig.receiver.script("/hook", hang(), hang())

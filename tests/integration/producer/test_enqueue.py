@@ -64,7 +64,8 @@ def test_every_argument_reaches_its_column(connection, queue) -> None:
     columns = ["alert_id", "event_type", "idempotency_key", "priority", "next_retry_at", "expires_at", "headers",
                "ordering_key", "traceparent"]  # fmt: skip
     assert [queue(column)[0] for column in columns] == [
-        42, "lag", "k", -3, LATER, LATER + timedelta(days=1), {"X-Team": "db"}, "o", "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+        42, "lag", "k", -3, LATER, LATER + timedelta(days=1), {"X-Team": "db"}, "o",
+        "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
     ]  # fmt: skip
 
 

@@ -265,7 +265,7 @@ async def test_every_function_that_runs_as_its_owner_pins_its_search_path(reacto
         "SELECT proname, proconfig FROM pg_proc WHERE pronamespace = 'pggit'::regnamespace AND prosecdef"
     )
 
-    assert {name for name, _ in functions} >= {"add_audit_partitions", "enqueue", "publish", "pause_webhook"}
+    assert {name for name, _ in functions} >= {"enqueue", "next_webhook_id", "publish", "pause_webhook"}
     assert [name for name, config in functions if config != ["search_path=pg_catalog, pg_temp"]] == []
 
 
