@@ -15,6 +15,11 @@ COUNT = "SELECT count(*) FROM pggit.alert_delivery_queue"
 PAYLOAD_BYTES_MAX = 7999
 
 
+@pytest.fixture
+def reactor_database(emptied):
+    return emptied
+
+
 def insert(webhooks: int, rows: int) -> str:
     return f"{COLUMNS} SELECT n, mod(n, {webhooks}), '{{}}' FROM generate_series(1, {rows}) AS n"
 
