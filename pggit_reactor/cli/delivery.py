@@ -1,4 +1,4 @@
-"""`delivery list`, `delivery show`: the queue, looked at."""
+"""`delivery list`, `show`, `explain`: the queue, looked at."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from pggit_reactor.cli.output import json_option, print_facts, print_json, print_table
+from pggit_reactor.cli.delivery_changes import cancel, replay, requeue
+from pggit_reactor.cli.output import json_option, print_facts, print_json, print_table, text
 from pggit_reactor.cli.parameters import BIGINT, WEBHOOK
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.core.model import FailedReason, State
 
 if TYPE_CHECKING:
     from pggit_reactor.db.deliveries import DeliveryFilter, DeliveryRecord, DeliveryRow
+    from pggit_reactor.db.operations import Explanation
 
 _LIMIT_DEFAULT = 50
 _LIMIT_MAX = 1000
@@ -22,11 +24,15 @@ _LIMIT_MAX = 1000
 
 @click.group()
 def delivery() -> None:
-    """Look at deliveries and what happened to them.
+    """Look at deliveries, and replay, requeue or cancel them.
 
     \b
     Example: pggit-reactor delivery list --status failed
     """
+
+
+for _command in (replay, requeue, cancel):
+    delivery.add_command(_command)
 
 
 @delivery.command("list")
@@ -75,13 +81,10 @@ async def _list(
     session: Session, which: int | str | None, wanted: DeliveryFilter, limit: int
 ) -> tuple[DeliveryRow, ...]:
     from pggit_reactor.db.deliveries import list_deliveries
-    from pggit_reactor.db.registry import read_record
 
     async with session.open_database() as connection:
-        if isinstance(which, str):
-            which = (await read_record(connection, which)).webhook_id
-        # An id may have rows without being registered.
-        return await list_deliveries(connection, attrs.evolve(wanted, webhook_id=which), rows_max=limit)
+        webhook_id = None if which is None else await session.webhook_id(connection, which)
+        return await list_deliveries(connection, attrs.evolve(wanted, webhook_id=webhook_id), rows_max=limit)
 
 
 def _line(row: DeliveryRow) -> dict[str, object]:
@@ -138,3 +141,33 @@ async def _show(session: Session, which: str, *, with_body: bool) -> tuple[Deliv
         record = await read_delivery(connection, which)
         body = await read_body(connection, record.delivery_id) if with_body else None
         return record, body
+
+
+@delivery.command()
+@click.argument("which", metavar="ID")
+@json_option
+@pass_session
+def explain(session: Session, which: str, as_json: bool) -> None:
+    """Say why a delivery has not been sent, and when it will be.
+
+    ID is a delivery id, or the uid that its receiver saw.
+
+    \b
+    Example: pggit-reactor delivery explain 7
+    """
+    explanation = session.run(lambda: _explain(session, which))
+    if as_json:
+        print_json(explanation)
+        return
+    webhook = f"webhook {explanation.webhook_id} ({explanation.webhook_name or 'not registered'})"
+    click.echo(f"delivery {explanation.delivery_id} for {text(webhook)} is {explanation.delivery_status}:")
+    click.echo(text(explanation.explanation))
+    if explanation.due_at is not None:
+        click.echo(f"due {explanation.due_at}")
+
+
+async def _explain(session: Session, which: str) -> Explanation:
+    from pggit_reactor.db.operations import explain_delivery
+
+    async with session.open_database() as connection:
+        return await explain_delivery(connection, which)

@@ -180,6 +180,12 @@ class Session:
         if scope.cancelled_caught:
             raise DatabaseUnavailableError(f"the database did not finish within {seconds:g} s; try again")
 
+    async def webhook_id(self, connection: TrioConnection, which: int | str) -> int:
+        """Return the id that *which* names; an id may be one that nothing has registered. `NotFoundError`."""
+        from pggit_reactor.db.registry import read_record
+
+        return which if isinstance(which, int) else (await read_record(connection, which)).webhook_id
+
     def run(self, main: Callable[[], Awaitable[T]]) -> T:
         """Run *main* on Trio."""
         import trio

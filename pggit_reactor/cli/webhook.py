@@ -17,7 +17,9 @@ from pggit_reactor.cli.judging import judge_url, require_good_url
 from pggit_reactor.cli.output import json_option, print_facts, print_json, print_table
 from pggit_reactor.cli.parameters import BIGINT, webhook_argument
 from pggit_reactor.cli.session import Session, pass_session
+from pggit_reactor.cli.webhook_import import import_phase7
 from pggit_reactor.cli.webhook_keys import STORED_ONLY, keys_help, parse_change
+from pggit_reactor.cli.webhook_state import disable, enable, pause, resume
 from pggit_reactor.cli.webhook_trial import test
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import new_secret, secret_key
@@ -47,7 +49,8 @@ def webhook() -> None:
     """
 
 
-webhook.add_command(test)
+for _command in (test, pause, resume, disable, enable, import_phase7):
+    webhook.add_command(_command)
 
 
 @webhook.command(epilog=_KEYS_HELP)

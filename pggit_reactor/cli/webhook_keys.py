@@ -7,7 +7,6 @@ what the help prints, so nothing is offered that does nothing.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -18,6 +17,7 @@ from typing import Final
 import attrs
 
 from pggit_reactor.cli.lazy import guess
+from pggit_reactor.cli.moments import seconds_of
 from pggit_reactor.config.settings import ATTEMPT_TIMEOUT_SECONDS_MAX
 from pggit_reactor.core.headers import check_extra_headers
 from pggit_reactor.core.model import SignatureScope
@@ -36,8 +36,6 @@ _HEADER: Final = "header."
 _LABEL: Final = "label."
 _NUMBER: Final = re.compile(r"[0-9]{1,12}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?")
-_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(ms|s|m|h|d)?")
-_UNIT_SECONDS: Final = MappingProxyType({"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0})
 _DAY_SECONDS: Final = 86_400.0
 _BODY_BYTES_MAX: Final = 16_777_216
 
@@ -62,9 +60,8 @@ def _whole(least: int, most: int) -> Callable[[str], int | None]:
 
 def _seconds(least: float, most: float) -> Callable[[str], float | None]:
     def parse(word: str) -> float | None:
-        match = _DURATION.fullmatch(word)
-        seconds = float(match[1]) * _UNIT_SECONDS[match[2] or "s"] if match else math.nan
-        return seconds if least <= seconds <= most else None
+        seconds = seconds_of(word)
+        return seconds if seconds is not None and least <= seconds <= most else None
 
     return parse
 

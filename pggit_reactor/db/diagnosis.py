@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
@@ -186,11 +187,19 @@ async def check_roles(connection: TrioConnection, server: Server) -> list[Findin
     return found or [good("roles", f"all are there, and {server.user} has a worker's rights")]
 
 
+_RESTORE_ANY: Final = "restore it as the migrations make it"
+_RESTORE: Final = MappingProxyType(
+    {
+        "trigger_alert_queue": "SELECT pggit.attach_alert_queue(), as the owner: phase 7's alerts are not delivered"
+    }
+)
+
+
 async def check_triggers(connection: TrioConnection, server: Server) -> list[Finding]:
     """See that the triggers of queue and registry fire."""
     rows = await _rows(connection, "triggers")
     found = [
-        trouble("triggers", f"{row[1]} on {row[0]} is missing", "restore it as the migrations make it")
+        trouble("triggers", f"{row[1]} on {row[0]} is missing", _RESTORE.get(row[1], _RESTORE_ANY))
         for row in rows
         if not row[2]
     ]
@@ -288,9 +297,7 @@ async def check_webhooks(connection: TrioConnection) -> list[Finding]:
         connection, "halted", rows_max=ROWS_MAX, ids_max=IDS_MAX
     ):
         what = f"webhook {webhook_id} ({name}) is {state}: {reason}; {_count(waiting)} deliveries wait"
-        remedy = (  # advice for a person, and an id of ours
-            f"UPDATE pggit.webhook SET state = 'active', state_reason = NULL WHERE webhook_id = {webhook_id}"  # noqa: S608
-        )
+        remedy = f"pggit-reactor webhook {'enable' if state == 'disabled' else 'resume'} {webhook_id}"
         if reason.startswith(UNOPENABLE):
             found.append(trouble("webhooks", what, f"give workers the right keys, then {remedy}"))
         else:

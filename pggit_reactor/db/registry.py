@@ -97,6 +97,8 @@ class WebhookRecord:
     state_reason: str | None
     state_since: datetime
     state_by: str | None
+    paused_until: datetime | None
+    """When a pause ends by itself; None where there is none, or it ends when somebody ends it."""
     rate_per_s: float
     burst: int
     concurrency: int
@@ -208,6 +210,14 @@ async def read_record(connection: TrioConnection, which: int | str) -> WebhookRe
     if not found:
         raise _not_found(which)
     return found[0]
+
+
+async def is_registered(connection: TrioConnection, webhook_id: int) -> bool:
+    """Tell whether anything is registered under *webhook_id*."""
+    return (
+        await (await connection.execute(_SQL["registered"], {"webhook_id": webhook_id})).fetchone()
+        is not None
+    )
 
 
 async def reveal(connection: TrioConnection, sealer: Sealer, which: int | str, *, by: By) -> Revealed:

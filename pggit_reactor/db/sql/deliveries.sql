@@ -17,7 +17,10 @@ LIMIT %(rows_max)s;
 -- name: show
 -- One delivery, by id; with a uid, its 58 bits of salt must be the row's too.
 SELECT
-    q.delivery_id, q.uid_salt, q.alert_id, q.webhook_id, w.name AS webhook_name, w.state AS webhook_state,
+    q.delivery_id, q.uid_salt, q.alert_id, q.webhook_id, w.name AS webhook_name, 
+    CASE WHEN w.state = 'active' AND EXISTS (
+        SELECT FROM pggit.webhook_limit AS l WHERE l.webhook_id = w.webhook_id AND l.paused_until > now())
+        THEN 'paused' ELSE w.state END AS webhook_state,
     q.delivery_status, q.failed_reason, q.attempt_count, q.retry_count, q.max_retries, q.crash_count, q.last_status,
     q.last_error, q.event_type, q.priority, q.ordering_key, q.idempotency_key, q.traceparent,
     octet_length(q.message_body::text) AS body_bytes, q.created_at::text, q.ready_at::text, q.next_retry_at::text,

@@ -32,9 +32,13 @@ FROM (VALUES
     ('pggit.alert_delivery_queue', 'queue_after_insert'), ('pggit.alert_delivery_queue', 'queue_a_void_lease'),
     ('pggit.alert_delivery_queue', 'queue_b_revive'), ('pggit.alert_delivery_queue', 'queue_after_update'),
     ('pggit.webhook', 'webhook_before_change'), ('pggit.webhook', 'webhook_after_change'),
-    ('pggit.webhook', 'webhook_after_remove'), ('pggit.webhook_secret', 'webhook_secret_after_change')
+    ('pggit.webhook', 'webhook_after_remove'), ('pggit.webhook_secret', 'webhook_secret_after_change'),
+    ('pggit.alert_routing_rules', 'rule_after_change'), ('pggit.routing_default', 'routing_default_after_change'),
+    -- Of pgGit's phase 7, which may be installed later than this schema.
+    ('pggit.alert_notification_queue', 'trigger_alert_queue')
 ) AS w (relation, trigger)
-LEFT JOIN pg_trigger AS t ON t.tgrelid = to_regclass(w.relation) AND t.tgname = w.trigger;
+LEFT JOIN pg_trigger AS t ON t.tgrelid = to_regclass(w.relation) AND t.tgname = w.trigger
+WHERE w.trigger <> 'trigger_alert_queue' OR to_regclass(w.relation) IS NOT NULL;
 
 -- name: never_ready
 -- Rows that no claim will ever find, counted up to a bound: retrying without a time, or due at infinity.
@@ -62,13 +66,16 @@ ORDER BY s.webhook_id
 LIMIT %(ids_max)s;
 
 -- name: halted
--- Webhooks that are paused or disabled.
+-- Webhooks that are paused, for a time or until resumed, or disabled.
 SELECT
-    w.webhook_id, w.name, w.state, coalesce(w.state_reason, 'no reason was given'),
+    w.webhook_id, w.name,
+    CASE WHEN w.state = 'active' THEN 'paused until ' || l.paused_until ELSE w.state END,
+    coalesce(w.state_reason, 'no reason was given'),
     (SELECT count(*) FROM (SELECT FROM pggit.alert_delivery_queue AS q
                            WHERE q.webhook_id = w.webhook_id AND q.ready_at IS NOT NULL LIMIT %(rows_max)s) AS waiting)
 FROM pggit.webhook AS w
-WHERE w.state <> 'active'
+LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = w.webhook_id
+WHERE w.state <> 'active' OR l.paused_until > now()
 ORDER BY w.webhook_id
 LIMIT %(ids_max)s;
 

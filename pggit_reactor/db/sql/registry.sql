@@ -54,7 +54,11 @@ FOR UPDATE;
 -- name: records
 -- What people may see of webhooks; one, or all in the order of their ids.
 SELECT
-    w.webhook_id, w.name, w.url_origin, w.state, w.state_reason, w.state_since, w.state_by,
+    w.webhook_id, w.name, w.url_origin,
+    CASE WHEN w.state = 'active' AND p.until IS NOT NULL THEN 'paused' ELSE w.state END AS state,
+    -- What a pause left behind that has ended by itself is no reason any more.
+    CASE WHEN w.state <> 'active' OR p.until IS NOT NULL THEN w.state_reason END AS state_reason,
+    w.state_since, w.state_by, p.until AS paused_until,
     w.rate_per_s::float8 AS rate_per_s, w.burst, w.concurrency,
     extract(epoch FROM w.attempt_timeout)::float8 AS attempt_timeout_seconds, w.max_attempts,
     extract(epoch FROM w.give_up_after)::float8 AS give_up_after_seconds, w.max_body_bytes, w.signature_scope,
@@ -66,8 +70,14 @@ SELECT
     h.health_status, coalesce(h.total_deliveries, 0) AS attempts, coalesce(h.successful_deliveries, 0) AS successes
 FROM pggit.webhook AS w
 LEFT JOIN pggit.webhook_health_metrics AS h ON h.webhook_id = w.webhook_id
+LEFT JOIN LATERAL (
+    SELECT l.paused_until AS until FROM pggit.webhook_limit AS l
+    WHERE l.webhook_id = w.webhook_id AND l.paused_until > now()) AS p ON true
 WHERE %(all)s::boolean OR w.webhook_id = %(webhook_id)s::bigint OR w.name = %(name)s::text
 ORDER BY w.webhook_id;
+
+-- name: registered
+SELECT FROM pggit.webhook AS w WHERE w.webhook_id = %(webhook_id)s;
 
 -- name: waiting
 -- How many deliveries wait for an id, counted up to a bound.

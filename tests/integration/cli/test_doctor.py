@@ -109,6 +109,28 @@ def test_every_trigger_of_the_schema_is_looked_at(commands, database) -> None:
 
 
 @pytest.mark.usefixtures("registered")
+def test_a_phase_7_that_came_later_and_is_not_attached_is_found(examined, database) -> None:
+    database.execute("CREATE TABLE pggit.alert_notification_queue (queue_id bigint)")
+    (finding,) = examined()["triggers"]
+    assert "attach_alert_queue" in finding["remedy"]
+
+    database.execute("SELECT pggit.attach_alert_queue()")
+    assert examined()["triggers"] == []
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_pause_for_a_time_is_told_until_it_ends(examined, database) -> None:
+    (webhook_id,) = database.execute("SELECT webhook_id FROM pggit.webhook LIMIT 1").fetchone()
+    database.execute("SELECT pggit.pause_webhook(%s, now() + interval '1 hour', 'why')", (webhook_id,))
+    (finding,) = examined()["webhooks"]
+    assert "is paused until" in finding["what"]
+    assert finding["remedy"].endswith(f"pggit-reactor webhook resume {webhook_id}")
+
+    database.execute("UPDATE pggit.webhook_limit SET paused_until = now() - interval '1 s'")
+    assert examined()["webhooks"] == []
+
+
+@pytest.mark.usefixtures("registered")
 def test_replica_sessions_and_silenced_producers_are_found(examined, database, reactor_database) -> None:
     name = sql.Identifier(reactor_database.name)
     database.execute(sql.SQL("ALTER DATABASE {} SET session_replication_role = replica").format(name))
