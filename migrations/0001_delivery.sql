@@ -715,7 +715,8 @@ BEGIN
             OR EXISTS (SELECT FROM pggit.webhook_health_metrics AS h WHERE h.webhook_id = candidate)
             OR EXISTS (SELECT FROM pggit.alert_delivery_log AS g WHERE g.webhook_id = candidate)
             OR EXISTS (SELECT FROM pggit.alert_delivery_queue AS q WHERE q.webhook_id = candidate);
-        FOREACH elsewhere IN ARRAY ARRAY['pggit.alert_routing_rules', 'pggit.alert_notification_webhooks'] LOOP
+        FOREACH elsewhere IN ARRAY ARRAY['pggit.alert_routing_rules', 'pggit.routing_default',
+                                     'pggit.alert_notification_webhooks'] LOOP
             IF NOT used AND to_regclass(elsewhere) IS NOT NULL THEN
                 EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE webhook_id = $1)', elsewhere) INTO used USING candidate;
             END IF;

@@ -160,6 +160,14 @@ COMMENT ON COLUMN pggit.alert_routing_rules.escalation_level IS '1: told first, 
 COMMENT ON COLUMN pggit.alert_routing_rules.is_active IS 'False keeps the rule and sends nothing.';
 COMMENT ON COLUMN pggit.alert_routing_rules.created_at IS 'When it was made.';
 COMMENT ON COLUMN pggit.alert_routing_rules.updated_at IS 'When it last changed, as far as who changed it says so.';
+COMMENT ON COLUMN pggit.alert_observers.observer_id IS 'Grows.';
+COMMENT ON COLUMN pggit.alert_observers.observer_type IS 'delivery, escalation or health.';
+COMMENT ON COLUMN pggit.alert_observers.is_active IS 'Kept for old schedulers.';
+COMMENT ON COLUMN pggit.alert_observers.execution_count IS 'How often it ran.';
+COMMENT ON COLUMN pggit.alert_observers.last_execution_at IS 'When it ran last.';
+COMMENT ON COLUMN pggit.alert_observers.last_error IS 'What went wrong last.';
+COMMENT ON COLUMN pggit.alert_observers.created_at IS 'When the row was made.';
+COMMENT ON COLUMN pggit.alert_observers.updated_at IS 'When it last changed.';
 COMMENT ON COLUMN pggit.routing_default.default_id IS 'Grows.';
 COMMENT ON COLUMN pggit.routing_default.created_at IS 'When it was made.';
 COMMENT ON COLUMN pggit.routing_default.updated_at IS 'When it last changed, as far as who changed it says so.';
@@ -195,4 +203,5 @@ COMMENT ON TRIGGER queue_after_update ON pggit.alert_delivery_queue IS 'Wakes wo
 COMMENT ON TRIGGER webhook_before_change ON pggit.webhook IS 'New revision.';
 COMMENT ON TRIGGER webhook_after_change ON pggit.webhook IS 'Wakes workers.';
 COMMENT ON TRIGGER webhook_after_remove ON pggit.webhook IS 'Its deliveries wait as unknown.';
+COMMENT ON TRIGGER health_after_reset ON pggit.webhook_health_metrics IS 'For people who reset a webhook by UPDATE.';
 COMMENT ON TRIGGER webhook_secret_after_change ON pggit.webhook_secret IS 'A change of a secret is a change of its webhook.';

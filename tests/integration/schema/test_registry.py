@@ -17,6 +17,7 @@ USES = {
     "a limit row": "INSERT INTO pggit.webhook_limit (webhook_id) VALUES (1)",
     "a webhook": "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin) VALUES (1, 'a', '', '')",
     "a routing rule": "INSERT INTO pggit.alert_routing_rules (severity_level, webhook_id) VALUES ('INFO', 1)",
+    "a routing default": "INSERT INTO pggit.routing_default (webhook_id) VALUES (1)",
     "a webhook of phase 7": "CREATE TABLE pggit.alert_notification_webhooks AS SELECT 1::bigint AS webhook_id",
 }
 
