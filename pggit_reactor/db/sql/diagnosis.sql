@@ -32,7 +32,8 @@ FROM (VALUES
     ('pggit.alert_delivery_queue', 'queue_after_insert'), ('pggit.alert_delivery_queue', 'queue_a_void_lease'),
     ('pggit.alert_delivery_queue', 'queue_b_revive'), ('pggit.alert_delivery_queue', 'queue_after_update'),
     ('pggit.webhook', 'webhook_before_change'), ('pggit.webhook', 'webhook_after_change'),
-    ('pggit.webhook', 'webhook_after_remove'), ('pggit.webhook_secret', 'webhook_secret_after_change')
+    ('pggit.webhook', 'webhook_after_remove'), ('pggit.webhook_secret', 'webhook_secret_after_change'),
+    ('pggit.webhook_health_metrics', 'health_after_reset')
 ) AS w (relation, trigger)
 LEFT JOIN pg_trigger AS t ON t.tgrelid = to_regclass(w.relation) AND t.tgname = w.trigger;
 
