@@ -699,7 +699,8 @@ CREATE TABLE pggit.key_check (
 COMMENT ON TABLE pggit.key_check IS 'Proves that a master key is the one this database was sealed with, without telling the key.';
 
 CREATE FUNCTION pggit.next_webhook_id() RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- As the owner: of the tables of phase 7 an operator may know nothing.
 -- Skips every id that rows of any kind already use: only an explicit id adopts one.
 -- Registering is rare; a scan of the queue for an unused id is the price of never adopting strangers' rows.
 DECLARE
@@ -1035,7 +1036,7 @@ BEGIN
             ('pggit_operator', 'SELECT, INSERT, UPDATE ON pggit.webhook_health_metrics, pggit.key_check'),
             ('pggit_operator', 'SELECT, INSERT, UPDATE, DELETE ON pggit.webhook, pggit.webhook_secret, pggit.webhook_limit'),
             ('pggit_operator', 'USAGE ON SEQUENCE pggit.alert_delivery_log_log_id_seq, pggit.webhook_audit_log_audit_id_seq,'
-                               ' pggit.webhook_health_metrics_metric_id_seq, pggit.webhook_id_seq, pggit.webhook_revision_seq'),
+                               ' pggit.webhook_health_metrics_metric_id_seq, pggit.webhook_revision_seq'),
             ('pggit_operator', 'EXECUTE ON FUNCTION pggit.enqueue'),
             ('pggit_operator', 'EXECUTE ON FUNCTION pggit.next_webhook_id'),
             ('pggit_reader', 'USAGE ON SCHEMA pggit'),

@@ -23,6 +23,7 @@ from pggit_reactor.errors import (
     DatabaseUnavailableError,
     KeyringError,
     MigrationError,
+    PendingMigrationsError,
     SchemaTooNewError,
 )
 from pggit_reactor.observability.health import Health
@@ -128,9 +129,7 @@ async def _wait_for_database(settings: Settings, keyring: Keyring, commands: Com
     while True:
         try:
             await _check_database(settings, keyring)
-        except SchemaTooNewError:
-            raise
-        except (DatabaseUnavailableError, MigrationError) as error:
+        except (DatabaseUnavailableError, PendingMigrationsError) as error:
             _log.warning("waiting_for_database", reason=str(error))
         else:
             return True
@@ -142,5 +141,11 @@ async def _wait_for_database(settings: Settings, keyring: Keyring, commands: Com
 async def _check_database(settings: Settings, keyring: Keyring) -> None:
     dsn = settings.database.listen_url or settings.database.url or Secret("")
     async with open_connection(dsn, application_name="pggit-reactor start") as connection:
-        await require_current(connection)
+        try:
+            await require_current(connection)
+        except (SchemaTooNewError, PendingMigrationsError):
+            raise
+        except MigrationError as error:
+            # An edited migration, or a schema that is not ours: nothing that waiting would cure.
+            raise ConfigurationError(str(error)) from error
         await verify_keys(connection, keyring)

@@ -10,6 +10,7 @@ A class exists only where a caller would act differently::
     │   ├── RowLockedError              somebody holds a row for longer than we wait: try again later
     │   └── ReadOnlyDatabaseError       a standby, or a server that refuses writes: reconnect elsewhere
     ├── MigrationError              the schema is not, or cannot be made, what this program needs
+    │   ├── PendingMigrationsError  somebody has yet to run `migrate`: wait, or run it
     │   └── SchemaTooNewError       the schema is newer than this program; exit status 4
     ├── EmbeddedPostgresError       a PostgreSQL of our own would not start or stop
     ├── IllegalTransitionError      the state table has no such step
@@ -58,6 +59,10 @@ class ReadOnlyDatabaseError(DatabaseError):
 
 class MigrationError(ReactorError):
     """The schema is not, or cannot be made, what this program needs."""
+
+
+class PendingMigrationsError(MigrationError):
+    """The schema lacks migrations that this program has; nothing else is wrong with it."""
 
 
 class SchemaTooNewError(MigrationError):

@@ -32,7 +32,7 @@ _PINS: Final = "pins belong to a webhook (`pggit-reactor webhook set`)"
 _MASTER_KEY: Final = (
     "master keys have another form: `pggit-reactor key new` prints one for PGGIT_REACTOR_MASTER_KEY_FILE"
 )
-_API_KEY: Final = "the key of the API's tokens is a file: PGGIT_REACTOR_API_API_KEY_FILE"
+_API_KEY: Final = "the key of the API's tokens is a file: PGGIT_REACTOR_API_TOKEN_KEY_FILE"
 _API_RATE: Final = "the API's limits are fixed"
 
 REPORTED: Final[Mapping[str, str]] = MappingProxyType(

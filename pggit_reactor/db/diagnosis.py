@@ -215,8 +215,8 @@ async def check_triggers(connection: TrioConnection, server: Server) -> list[Fin
 async def check_listen(connection: TrioConnection, server: Server, listen_url: Secret[str]) -> list[Finding]:
     """LISTEN where a worker would, NOTIFY from *connection*, and wait for it to come."""
     pooler = (
-        "give workers a direct connection in PGGIT_REACTOR_DATABASE_LISTEN_URL; without one they find new rows "
-        "by polling alone"
+        "give workers a direct connection in PGGIT_REACTOR_DATABASE_LISTEN_URL: behind a pooler in transaction "
+        "mode they cannot work"
     )
     channel = f"pggit_doctor_{secrets.token_hex(8)}"
     try:

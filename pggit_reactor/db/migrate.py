@@ -32,6 +32,7 @@ from pggit_reactor.errors import (
     DatabaseError,
     DatabaseUnavailableError,
     MigrationError,
+    PendingMigrationsError,
     RowLockedError,
     SchemaTooNewError,
 )
@@ -216,12 +217,14 @@ async def check(connection: TrioConnection, migrations: Sequence[Migration] | No
 async def require_current(connection: TrioConnection, migrations: Sequence[Migration] | None = None) -> None:
     """Refuse to work on a schema that this program would misread; for the start of every program.
 
-    Raises `SchemaTooNewError`, or `MigrationError` that says what to do.
+    Raises `SchemaTooNewError`, `PendingMigrationsError`, or another `MigrationError` that says what to do.
     """
     status = await check(connection, migrations)
     _refuse(status)
     if status.pending:
-        raise MigrationError(f"the schema lacks {_names(status.pending)}; run `pggit-reactor migrate` first")
+        raise PendingMigrationsError(
+            f"the schema lacks {_names(status.pending)}; run `pggit-reactor migrate` first"
+        )
 
 
 async def migrate(

@@ -144,7 +144,7 @@ async def test_with_the_database_gone_a_worker_still_stops(rig, lines):
         async with rig.worker(drained=False, WORKER_DRAIN_SECONDS=0.5) as running:
             gate = trio.Event()
             rig.receiver.script("/hook", gated(gate, answer(200)))
-            await rig.insert(webhook_id)
+            (delivery_id,) = await rig.insert(webhook_id)
             await rig.receiver.wait_for(1)
             proxy.refuse()
             proxy.cut()
@@ -153,10 +153,8 @@ async def test_with_the_database_gone_a_worker_still_stops(rig, lines):
             running.signal(signal.SIGTERM)
             assert await running.wait(seconds=10) == 1
         assert lines.named("aborting")
-        rig.dsn = None
-        async with rig.worker():
-            await rig.until_all("delivered")
-    await rig.assert_books_agree()
+
+    assert await rig.row(delivery_id, "delivery_status", "lease_token IS NULL") == ("pending", False)
 
 
 async def test_an_idle_worker_without_a_database_stops_with_0(rig):

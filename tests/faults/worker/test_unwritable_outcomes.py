@@ -146,7 +146,7 @@ async def test_a_database_that_turned_read_only_is_waited_for(rig):
         gate.set()
         await rig.until_true(lambda: settler_of(running).failing)
         waiting = await rig.insert(webhook_id, 3)
-        assert settler_of(running).backlog == 3
+        await rig.until_true(lambda: settler_of(running).backlog == 3)
         await read_only(rig, on=False)
         await rig.until_all("delivered")
 
@@ -173,7 +173,7 @@ async def test_an_outcome_that_the_database_refuses_stops_its_own_webhook_only(r
         for _ in range(5):
             (passing,) = await rig.insert(other)
             await rig.until_status(passing, "delivered", seconds=10)
-        assert settler_of(running).backlog == 1
+        await rig.until_true(lambda: settler_of(running).backlog == 1)
         await rig.database.execute("DROP TRIGGER test_trigger ON pggit.alert_delivery_queue")
         await rig.until_status(refused, "delivered")
 
@@ -192,6 +192,8 @@ async def test_a_webhook_of_refused_rows_is_claimed_no_more_and_one_good_row_amo
         other = await rig.add_webhook("/other")
         rows = await rig.insert(webhook_id, settler.REFUSED_ROWS_MAX + 2)
         await rig.until_status(rows[2], "delivered")
+        held = settler_of(running)._held
+        await rig.until_true(lambda: sum(row is not None for _, row in held) >= settler.REFUSED_ROWS_MAX)
         await until_suspended(rig, running, webhook_id)
         sent = len(rig.receiver.requests_for("/hook"))
         await rig.insert(webhook_id, 10)

@@ -78,7 +78,7 @@ async def test_failures_are_those_that_httpx_names(receiver, client, behaviour, 
     receiver.script("/", behaviour)
 
     with pytest.raises(error):
-        await client.get(receiver.url("/"), extensions={"deadline_seconds": 0.2})
+        await client.get(receiver.url("/"), extensions={"deadline_seconds": 1.0})
 
 
 async def test_a_bad_certificate_is_a_connect_error_with_its_reason():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
+import psycopg
 import pytest
 import trio
 
@@ -15,7 +16,7 @@ from pggit_reactor.db import claims, settle
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS
 from pggit_reactor.errors import DatabaseError
-from pggit_reactor.testing.database import ReactorDatabase
+from pggit_reactor.testing.database import DatabaseTemplate, ReactorDatabase
 
 MARK = "that was all"
 
@@ -137,6 +138,30 @@ async def hand(reactor_database: ReactorDatabase) -> Hand:
         await reactor_database.connect(**CLAIM_OPTIONS, role="pggit_worker"),
         await reactor_database.connect(**HOT_OPTIONS, role="pggit_worker"),
     )
+
+
+@pytest.fixture(scope="module")
+def module_database(reactor_template: DatabaseTemplate) -> Iterator[ReactorDatabase]:
+    """A database for a whole module; `emptied` makes it a test's own."""
+    with reactor_template.clone() as database:
+        yield database
+
+
+@pytest.fixture
+def emptied(module_database: ReactorDatabase) -> Iterator[ReactorDatabase]:
+    """The module's database, its queue and registry emptied: much quicker than a clone, for tests of a few rows.
+
+    A module takes it in place of a clone by a fixture `reactor_database` of its own.
+    """
+    with psycopg.connect(module_database.dsn.reveal(), autocommit=True) as connection:
+        connection.execute(
+            "TRUNCATE pggit.alert_delivery_queue, pggit.alert_delivery_log, pggit.webhook_health_metrics,"
+            " pggit.webhook_audit_log, pggit.webhook, pggit.webhook_secret, pggit.webhook_limit, pggit.key_check,"
+            " pggit.reactor_worker RESTART IDENTITY"
+        )
+    database = ReactorDatabase(module_database.name, module_database.dsn)
+    yield database
+    database.close()
 
 
 @pytest.fixture

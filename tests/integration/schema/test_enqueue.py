@@ -21,6 +21,11 @@ async def producer(reactor_database: ReactorDatabase) -> TrioConnection:
     return await reactor_database.connect(role="pggit_producer")
 
 
+@pytest.fixture
+def reactor_database(emptied):
+    return emptied
+
+
 def call(arguments: dict[str, Any]) -> str:
     types = {
         "p_webhook_id": "bigint",

@@ -7,10 +7,17 @@ import pytest
 from pggit_reactor.core.model import FailedReason, State
 from pggit_reactor.core.outcomes import Decision
 from pggit_reactor.db.claims import release
+from pggit_reactor.db.embedded import open_embedded_postgres
+from pggit_reactor.testing.database import QUICK_SETTINGS, open_database
 
 COLUMNS = "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body)"
 COUNT = "SELECT count(*) FROM pggit.alert_delivery_queue"
 PAYLOAD_BYTES_MAX = 7999
+
+
+@pytest.fixture
+def reactor_database(emptied):
+    return emptied
 
 
 def insert(webhooks: int, rows: int) -> str:
@@ -188,3 +195,20 @@ async def test_registering_changing_and_resuming_a_webhook_wakes_workers_to_a_ne
         revisions.append(await reactor_database.fetch_value("SELECT revision FROM pggit.webhook"))
 
     assert len(set(revisions)) == len(revisions)
+
+
+async def test_a_producer_who_prepares_his_transactions_may_insert_and_update_with_it_off(postgres_bin):
+    """PostgreSQL prepares no transaction that has notified."""
+    settings = {**QUICK_SETTINGS, "max_prepared_transactions": "2"}
+    async with (
+        open_embedded_postgres(settings=settings, bin_dir=postgres_bin) as server,
+        open_database(server) as database,
+    ):
+        producer = await database.connect(**{"pggit.notify": "off"})
+        await producer.execute("BEGIN")
+        await producer.execute(f"{COLUMNS} VALUES (1, 7, '{{}}')")
+        await producer.execute("UPDATE pggit.alert_delivery_queue SET webhook_id = 8")
+        await producer.execute("PREPARE TRANSACTION 'both'")
+        await producer.execute("COMMIT PREPARED 'both'")
+
+        assert await database.fetch("SELECT webhook_id FROM pggit.alert_delivery_queue") == [(8,)]

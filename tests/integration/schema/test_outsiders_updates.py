@@ -148,6 +148,11 @@ OPERATOR = {
 CASES = OLD_WORKER | OPERATOR
 
 
+@pytest.fixture
+def reactor_database(emptied):
+    return emptied
+
+
 @pytest.mark.parametrize("name", CASES)
 async def test_an_update_of_a_free_row_moves_readiness_and_notifies_where_it_must(rows, ear, name):
     case = CASES[name]

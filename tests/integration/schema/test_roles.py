@@ -274,6 +274,7 @@ async def test_every_function_that_runs_as_its_owner_pins_its_search_path(reacto
         "enqueue",
         "get_webhook_decrypted",
         "health_after_reset",
+        "next_webhook_id",
         "observer_queue_alert",
         "queue_after_insert",
         "trigger_queue_alert",

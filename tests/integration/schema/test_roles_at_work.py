@@ -34,6 +34,11 @@ URL = registry.Change(
 
 
 @pytest.fixture
+def reactor_database(emptied):
+    return emptied
+
+
+@pytest.fixture
 async def worker(reactor_database) -> TrioConnection:
     return await reactor_database.connect(**SIDE_OPTIONS, role="pggit_worker")
 

@@ -40,6 +40,11 @@ OUTCOMES = (
 GONE_TOO = (*OUTCOMES, Outcome(decision=GONE, http_status=410))
 
 
+@pytest.fixture
+def reactor_database(emptied):
+    return emptied
+
+
 def settlement(delivery: ClaimedDelivery, outcome: Outcome) -> Settlement:
     return Settlement.of(
         delivery,

@@ -42,6 +42,11 @@ LEGACY_OPERATIONS = {
 CHECK_VIOLATION = "23514"
 
 
+@pytest.fixture
+def reactor_database(emptied):
+    return emptied
+
+
 async def words_of(database: ReactorDatabase, table: str, constraint: str) -> set[str]:
     definition = await database.fetch_value(
         "SELECT pg_get_constraintdef(c.oid) FROM pg_constraint AS c"

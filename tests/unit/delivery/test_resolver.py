@@ -168,6 +168,7 @@ async def test_names_known_to_be_slow_do_not_take_the_threads_of_others(names):
             nursery.start_soon(ask, host)
     names.release()
     await trio.to_thread.run_sync(names.idle.wait, 30)
+    await trio.testing.wait_all_tasks_blocked(0.05)  # The threads are done; Trio hears of it a moment later.
     for host in slow:
         names.gates[host] = threading.Event()
 
