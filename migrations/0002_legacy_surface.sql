@@ -72,7 +72,10 @@ COMMENT ON FUNCTION pggit.webhooks_on_hold() IS
 CREATE FUNCTION pggit.get_ready_deliveries(p_limit integer DEFAULT 10)
 RETURNS TABLE (
     delivery_id bigint, alert_id bigint, webhook_id bigint, message_body jsonb, retry_count integer, max_retries integer)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+-- Nested loops over indexes, whatever the statistics say: a queue is never what it was when they were taken.
+SET plan_cache_mode = force_generic_plan SET jit = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 -- A stream is what one webhook has ready of one priority: a run of the claim index, by ready_at. The head of each is
 -- probed; the streams with the earliest heads are read to a depth, and what is due no later than where the first of
 -- them was cut off is a complete merge. At least 1,000 rows are merged, and of them the oldest by created_at are

@@ -30,7 +30,7 @@ _COMPLAINT_CHARS_MAX: Final = 400
 _NAME: Final = r'("(?:[^"]|"")+"|\w+)'
 _EXTENSION: Final = re.compile(rf"CREATE EXTENSION (?:IF NOT EXISTS )?{_NAME}", re.IGNORECASE)
 _ROLE: Final = re.compile(
-    rf"(?:ALTER .* OWNER TO|^GRANT .* TO|^REVOKE .* FROM|^SET SESSION AUTHORIZATION|FOR ROLE) {_NAME}(?: WITH GRANT OPTION)?",
+    rf"(?:ALTER .* OWNER TO|^GRANT .* TO|^REVOKE .* FROM|^SET SESSION AUTHORIZATION|FOR ROLE) {_NAME}",
     re.IGNORECASE,
 )
 _COPY: Final = re.compile(r"^COPY .* FROM stdin;$")

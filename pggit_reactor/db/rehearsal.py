@@ -149,9 +149,8 @@ async def _counts(connection: TrioConnection, relations: Mapping[int, _Relation]
     for oid, relation in relations.items():
         if relation.kind != "r":
             continue
-        schema, _, name = relation.name.partition(".")
-        # Quoted by the server itself.
-        cursor = await connection.execute(f"SELECT count(*) FROM {schema}.{name}".encode())
+        # The name was quoted by the server itself.
+        cursor = await connection.execute(f"SELECT count(*) FROM {relation.name}".encode())  # noqa: S608
         ((counts[oid],),) = await cursor.fetchall()
     return counts
 

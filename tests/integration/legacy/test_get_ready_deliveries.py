@@ -15,7 +15,8 @@ async def insert(database, webhook_id: int = 7, **columns: str) -> int:
     names = ["alert_id", "webhook_id", "message_body", *columns]
     values = ["1", str(webhook_id), "'{}'", *columns.values()]
     return await database.fetch_value(
-        f"INSERT INTO pggit.alert_delivery_queue ({', '.join(names)}) VALUES ({', '.join(values)}) RETURNING delivery_id"
+        f"INSERT INTO pggit.alert_delivery_queue ({', '.join(names)}) VALUES ({', '.join(values)})"
+        " RETURNING delivery_id"
     )
 
 
@@ -88,7 +89,8 @@ async def test_of_a_large_backlog_the_oldest_due_come_first_and_all_come(reactor
     """More than one window: 5,000 rows of 50 webhooks and two priorities."""
     await reactor_database.execute(
         "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body, priority, created_at)"
-        " SELECT n, n * 7 % 50, '{}', n % 2, now() - make_interval(secs => n * 7919 % 5000) FROM generate_series(1, 5000) AS n"
+        " SELECT n, n * 7 % 50, '{}', n % 2, now() - make_interval(secs => n * 7919 % 5000) FROM"
+        " generate_series(1, 5000) AS n"
     )
     wanted = [
         row[0]
@@ -156,7 +158,8 @@ async def test_it_works_in_the_transaction_that_inserted_the_row(reactor_databas
 async def test_a_claim_lasts_30_seconds_unless_the_caller_says_otherwise(reactor_database):
     connection = await reactor_database.connect()
     lasting = (
-        "SELECT round(extract(epoch FROM lease_expires_at - clock_timestamp())), held_until, leased_by ~ '^sql reactor [0-9]+$'"
+        "SELECT round(extract(epoch FROM lease_expires_at - clock_timestamp())), held_until,"
+        " leased_by ~ '^sql reactor [0-9]+$'"
         " FROM pggit.alert_delivery_queue WHERE delivery_id = %s"
     )
     first = await insert(reactor_database)

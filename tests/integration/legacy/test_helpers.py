@@ -50,7 +50,8 @@ async def test_a_status_has_its_word(reactor_database, status: int, word: str):
 
 async def test_the_mean_starts_at_the_first_response_where_the_row_began_without_one(reactor_database):
     await reactor_database.execute(
-        "INSERT INTO pggit.webhook_health_metrics (webhook_id, total_deliveries, successful_deliveries) VALUES (5, 3, 3)"
+        "INSERT INTO pggit.webhook_health_metrics (webhook_id, total_deliveries,"
+        " successful_deliveries) VALUES (5, 3, 3)"
     )
     await reactor_database.execute("SELECT pggit.update_webhook_health(5, 200, 40)")
 
@@ -352,10 +353,12 @@ async def test_infinite_times_break_no_view_and_no_function(reactor_database):
         for status in ("'pending'", "'delivered'", "'failed'"):
             await insert(reactor_database, delivery_status=status, created_at=when, delivered_at=when)
         await reactor_database.execute(
-            "INSERT INTO pggit.webhook_health_metrics (webhook_id, health_status, last_check_at, last_success_at, last_failure_at)"
+            "INSERT INTO pggit.webhook_health_metrics (webhook_id, health_status, last_check_at,"
+            " last_success_at, last_failure_at)"
             f" VALUES ({len(when)}, 'degraded', {when}, {when}, {when})"
         )
-    for name in ("v_webhook_health_dashboard", "v_degraded_webhooks", "v_webhook_performance", "v_delivery_queue_status",
+    for name in ("v_webhook_health_dashboard", "v_degraded_webhooks", "v_webhook_performance",
+                 "v_delivery_queue_status",
                  "v_delivery_performance", "v_failed_deliveries", "observer_escalate_failed_alerts()",
                  "get_ready_deliveries(10)", "reset_stuck_deliveries()", "process_failed_deliveries()"):  # fmt: skip
         assert await reactor_database.fetch(f"SELECT x::text FROM pggit.{name} AS x"), name

@@ -17,7 +17,9 @@ from pggit_reactor.testing.receiver import answer
 from pggit_reactor.testing.rig import SIGNING_SECRET, Rig, arrivals
 
 SCRIPT = Path(__file__).parents[2] / "legacy" / "integration.sql"
-NUMBERS = [int(number) for number in re.findall(r"^-- (\d+): ", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)]
+NUMBERS = [
+    int(number) for number in re.findall(r"^-- (\d+): ", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+]
 # A call over the wire may take as many round trips: 10 ms where SELECT 1 takes 0.1.
 ROUND_TRIPS_MAX = 100
 
@@ -28,14 +30,15 @@ def test_the_script_holds_the_28_tests():
 
 def run_psql(postgres_server, database, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [postgres_server.bin_dir / "psql", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", *arguments, database.dsn.reveal()],
+        [postgres_server.bin_dir / "psql", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", *arguments,
+         database.dsn.reveal()],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
 
 
 def test_psql_runs_all_28_and_leaves_nothing_behind(postgres_server, reactor_database):
     done = run_psql(postgres_server, reactor_database, "--file", str(SCRIPT))
-    print(done.stderr)
+    print(done.stderr)  # noqa: T201  # figures
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("DO\n") == 28 + 1
@@ -51,7 +54,8 @@ SABOTAGE = {
     " CREATE TRIGGER spoil BEFORE INSERT ON pggit.alert_delivery_queue FOR EACH ROW EXECUTE FUNCTION pggit.spoil()",
     6: "CREATE OR REPLACE FUNCTION pggit.update_webhook_health(p_webhook_id bigint, p_http_status integer,"
     " p_response_time_ms integer, p_error_message text DEFAULT NULL) RETURNS boolean LANGUAGE sql AS 'SELECT true'",
-    11: "CREATE OR REPLACE VIEW pggit.v_webhook_health_dashboard AS SELECT 'healthy' AS health_status, 1::bigint AS webhook_count,"
+    11: "CREATE OR REPLACE VIEW pggit.v_webhook_health_dashboard AS"
+    " SELECT 'healthy' AS health_status, 1::bigint AS webhook_count,"
     " 1.0 AS avg_response_ms, 1.0 AS max_response_ms, 1.0 AS min_response_ms, 0::bigint AS failures_1h,"
     " 0::bigint AS failures_24h, now() AS calculated_at",
     26: "ALTER TABLE pggit.webhook_health_metrics DROP CONSTRAINT health_status_check",
@@ -148,7 +152,7 @@ async def test_21_to_23_a_call_takes_few_round_trips(reactor_database, number: i
 
     turns = [(await milliseconds("SELECT 1"), await milliseconds(CALLS[number])) for _ in range(21)]
     one, call = (median(column) for column in zip(*turns, strict=True))
-    print(f"{CALLS[number]}: {call:.2f} ms, {call / one:.1f} x SELECT 1 ({one:.3f} ms)")
+    print(f"{CALLS[number]}: {call:.2f} ms, {call / one:.1f} x SELECT 1 ({one:.3f} ms)")  # noqa: T201  # figures
     assert call / one <= ROUND_TRIPS_MAX
 
 
@@ -156,7 +160,8 @@ async def test_27_an_alert_goes_through_a_worker_and_every_table_agrees(rig: Rig
     webhook_id = await rig.add_webhook()
     async with rig.worker():
         (delivery_id,) = await rig.database.fetch(
-            "SELECT pggit.observer_queue_alert(p_alert_id => 27, p_webhook_id => %s, p_message_body => '{\"z_score\": 3.5}')",
+            "SELECT pggit.observer_queue_alert(p_alert_id => 27, p_webhook_id => %s, p_message_body"
+            " => '{\"z_score\": 3.5}')",
             (webhook_id,),
         )
         await rig.until_status(delivery_id[0], "delivered")
@@ -168,7 +173,8 @@ async def test_27_an_alert_goes_through_a_worker_and_every_table_agrees(rig: Rig
     assert events == [("queued",), ("delivered",)]
     assert await rig.database.fetch(
         "SELECT health_status, total_deliveries, success_rate_percent, success_freshness"
-        " FROM pggit.v_webhook_performance JOIN pggit.webhook_health_metrics USING (webhook_id, health_status, total_deliveries)"
+        " FROM pggit.v_webhook_performance JOIN pggit.webhook_health_metrics USING (webhook_id,"
+        " health_status, total_deliveries)"
         " WHERE webhook_id = %s",
         (webhook_id,),
     ) == [("healthy", 1, 100, "healthy_recent")]

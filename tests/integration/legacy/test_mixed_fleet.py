@@ -12,9 +12,13 @@ from pggit_reactor.core.delivery_uid import split_delivery_uid
 from pggit_reactor.testing.receiver import answer
 from pggit_reactor.testing.rig import Rig, arrivals
 
+# A busy machine must not turn an answer into a timeout.
+PATIENCE = {"DELIVERY_TIMEOUT_SECONDS": 15, "WORKER_LEASE_SECONDS": 30}
+
 PRODUCERS = {
     "seven columns": "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body, delivery_status,"
-    ' retry_count, max_retries, created_at) VALUES (%(alert)s, %(webhook)s, \'{"severity": "WARNING", "z_score": 3.5}\','
+    " retry_count, max_retries, created_at)"
+    ' VALUES (%(alert)s, %(webhook)s, \'{"severity": "WARNING", "z_score": 3.5}\','
     " 'pending', 0, 3, CURRENT_TIMESTAMP) RETURNING delivery_id",
     "three columns": "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body)"
     " VALUES (%(alert)s, %(webhook)s, '{}') RETURNING delivery_id",
@@ -76,7 +80,7 @@ def arrived(rig: Rig) -> list[int]:
 @pytest.mark.parametrize("form", PRODUCERS)
 async def test_rows_of_every_form_of_producer_are_delivered(rig: Rig, form: str):
     webhook_id = await rig.add_webhook()
-    async with rig.worker(WORKER_POLL_SECONDS=600):
+    async with rig.worker(WORKER_POLL_SECONDS=600, **PATIENCE):
         rows = await rig.database.fetch(PRODUCERS[form], {"alert": 5, "webhook": webhook_id})
         await rig.until_all("delivered")
 
@@ -86,13 +90,14 @@ async def test_rows_of_every_form_of_producer_are_delivered(rig: Rig, form: str)
 async def test_a_thousand_rows_in_one_statement_are_a_thousand_rows(rig: Rig):
     ids = [await rig.add_webhook(f"/hook{number}", webhook_id=5000 + number) for number in range(10)]
     inserted = await rig.database.execute(
-        "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body, delivery_status, retry_count, max_retries,"
+        "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body,"
+        " delivery_status, retry_count, max_retries,"
         " created_at) SELECT n, 5000 + n %% 100, jsonb_build_object('alert_id', n), 'pending', 0, 3,"
         " CURRENT_TIMESTAMP - (n %% 46) * INTERVAL '1 second' FROM generate_series(1, 1000) AS n",
         (),
     )
     assert inserted == 1000
-    async with rig.worker(WORKER_POLL_SECONDS=600):
+    async with rig.worker(WORKER_POLL_SECONDS=600, **PATIENCE):
         await rig.until(
             "SELECT count(*) = 100 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'"
         )
@@ -110,8 +115,8 @@ async def test_old_and_new_workers_share_a_queue_and_no_row_is_sent_twice(rig: R
     old = [OldWorker(rig), OldWorker(rig)]
     done = trio.Event()
     async with (
-        rig.worker(WORKER_ATTEMPTS_MAX=8),
-        rig.worker(WORKER_ATTEMPTS_MAX=8),
+        rig.worker(WORKER_ATTEMPTS_MAX=8, **PATIENCE),
+        rig.worker(WORKER_ATTEMPTS_MAX=8, **PATIENCE),
         trio.open_nursery() as nursery,
     ):
         for worker in old:
@@ -145,7 +150,7 @@ async def test_what_old_workers_reschedule_new_ones_deliver(rig: Rig):
         nursery.start_soon(old.run, done)
         await rig.until("SELECT count(*) = 20 FROM pggit.alert_delivery_queue WHERE retry_count >= 1")
         done.set()
-    async with rig.worker():
+    async with rig.worker(**PATIENCE):
         await rig.until(
             "SELECT NOT EXISTS (SELECT FROM pggit.alert_delivery_queue WHERE ready_at IS NOT NULL)"
         )
@@ -162,10 +167,11 @@ async def test_a_rate_limited_old_worker_puts_a_row_off_and_a_new_one_keeps_to_i
     (delivery_id,) = await rig.insert(webhook_id)
     await rig.database.execute("SELECT * FROM pggit.get_ready_deliveries(10)")
     await rig.database.execute(
-        "UPDATE pggit.alert_delivery_queue SET next_retry_at = CURRENT_TIMESTAMP + INTERVAL '0.8 seconds' WHERE delivery_id = %s",
+        "UPDATE pggit.alert_delivery_queue SET next_retry_at = CURRENT_TIMESTAMP + INTERVAL '0.8"
+        " seconds' WHERE delivery_id = %s",
         (delivery_id,),
     )
-    async with rig.worker(WORKER_POLL_SECONDS=600):
+    async with rig.worker(WORKER_POLL_SECONDS=600, **PATIENCE):
         await rig.until_status(delivery_id, "delivered")
 
     assert await rig.row(delivery_id, "attempted_at >= next_retry_at") == (True,)
@@ -174,7 +180,7 @@ async def test_a_rate_limited_old_worker_puts_a_row_off_and_a_new_one_keeps_to_i
 async def test_an_operators_statements_work_while_everything_runs(rig: Rig):
     webhook_id = await rig.add_webhook()
     rig.receiver.script("/hook", answer(400), answer(400))
-    async with rig.worker(WORKER_POLL_SECONDS=600):
+    async with rig.worker(WORKER_POLL_SECONDS=600, **PATIENCE):
         ids = await rig.insert(webhook_id, 2)
         for delivery_id in ids:
             await rig.until_status(delivery_id, "failed")
@@ -201,7 +207,8 @@ async def test_an_operators_statements_work_while_everything_runs(rig: Rig):
             await rig.database.fetch(read)
 
     assert await rig.database.fetch(
-        "SELECT health_status, total_deliveries, successful_deliveries, failed_deliveries FROM pggit.webhook_health_metrics"
+        "SELECT health_status, total_deliveries, successful_deliveries, failed_deliveries FROM"
+        " pggit.webhook_health_metrics"
     ) == [("healthy", 4, 2, 2)]
 
 

@@ -111,7 +111,9 @@ def test_extensions_that_the_server_lacks_are_named(tmp_path: Path, server):
         (None, 2, "cannot be read: No such file or directory"),
     ],
 )
-def test_a_dump_that_is_none_is_refused_in_one_line(tmp_path: Path, server, text, status: int, complaint: str):
+def test_a_dump_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, server, text, status: int, complaint: str
+):
     path = tmp_path / "dump.sql"
     if text is not None:
         path.write_text(text, encoding="utf-8")
@@ -134,6 +136,9 @@ async def test_the_command_reads_old_times_in_the_zone_it_is_told(empty_database
 
     assert (refused.returncode, "legacy time zone" in refused.stderr) == (1, True)
     assert done.returncode == 0, done.stderr
-    assert await empty_database.fetch_value(
-        "SELECT (created_at AT TIME ZONE 'UTC')::text FROM pggit.alert_delivery_queue WHERE delivery_id = 13"
-    ) == "2025-07-01 08:00:00"
+    assert (
+        await empty_database.fetch_value(
+            "SELECT (created_at AT TIME ZONE 'UTC')::text FROM pggit.alert_delivery_queue WHERE delivery_id = 13"
+        )
+        == "2025-07-01 08:00:00"
+    )
