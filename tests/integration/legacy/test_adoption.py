@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import trio
 
 from pggit_reactor.db.migrate import check, migrate
+from pggit_reactor.db.sql_split import split_statements
 from pggit_reactor.errors import DatabaseError, MigrationError
 from pggit_reactor.testing.database import ReactorDatabase
 
+FIXTURES = Path(__file__).with_name("fixtures")
 WEEK1 = ("week1", "rows")
 WEEK2 = ("week1", "week2", "rows", "rows2")
 ALL = ("phase7", *WEEK2, "addons")
@@ -437,3 +441,40 @@ async def test_writers_of_the_old_schema_wait_for_the_adoption_and_go_on(empty_d
         "SELECT count(*), count(*) FILTER (WHERE delivered_at >= created_at AND delivered_at < now() + interval '1 s')"
         " FROM pggit.alert_delivery_queue WHERE delivery_id > 16"
     ) == [(written[0], written[0])]
+
+
+async def test_tables_of_week_2_are_adopted_where_week_1_was_never_loaded(reactor_database, empty_database):
+    """The original's second file could be loaded alone: its tables came to be, its functions failed."""
+    script = FIXTURES.joinpath("week2.sql").read_text(encoding="utf-8")
+    await empty_database.execute("CREATE SCHEMA pggit")
+    for statement in split_statements(script):
+        if statement.text.startswith(("CREATE TABLE", "CREATE INDEX")):
+            await empty_database.execute(statement.text)
+    await empty_database.execute("INSERT INTO pggit.webhook_health_metrics (webhook_id) VALUES (1)")
+    await migrate(await empty_database.connect())
+
+    for what in SHAPE:
+        assert await shape(empty_database, what) == await shape(reactor_database, what), what
+    assert await empty_database.fetch("SELECT webhook_id FROM pggit.webhook_health_metrics") == [(1,)]
+
+
+async def test_a_role_that_is_no_superuser_adopts_what_it_owns(empty_database, load):
+    await load(*WEEK2)
+    await empty_database.execute(
+        "DO $$ BEGIN CREATE ROLE legacy_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    await empty_database.execute(f"GRANT ALL ON DATABASE {empty_database.name} TO legacy_owner")
+    await empty_database.execute("ALTER SCHEMA pggit OWNER TO legacy_owner")
+    owned = await empty_database.fetch(
+        "SELECT format('ALTER %%s %%s OWNER TO legacy_owner', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END,"
+        " c.oid::regclass) FROM pg_class AS c WHERE c.relnamespace = 'pggit'::regnamespace AND c.relkind IN ('r', 'v')"
+        " UNION ALL SELECT format('ALTER FUNCTION %%s OWNER TO legacy_owner', p.oid::regprocedure) FROM pg_proc AS p"
+        " WHERE p.pronamespace = 'pggit'::regnamespace",
+        (),
+    )
+    for (statement,) in owned:
+        await empty_database.execute(statement)
+    before = await empty_database.fetch(queue_in("America/St_Johns"))
+    await migrate(await empty_database.connect(role="legacy_owner"))
+
+    assert await empty_database.fetch(queue_in(None)) == before
