@@ -144,7 +144,9 @@ def test_every_table_of_the_schema_is_on_the_page():
     made = set(re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?pggit\.(\w+) \(", schema, re.MULTILINE))
     dropped = set(re.findall(r"DROP TABLE pggit\.(\w+)", schema))
 
-    assert {code(row[0]) for row in table("architecture.md", "table")} == made - dropped | {"schema_migration"}
+    assert {code(row[0]) for row in table("architecture.md", "table")} == made - dropped | {
+        "schema_migration"
+    }
 
 
 def test_every_room_is_on_the_page():
