@@ -21,7 +21,6 @@ from pggit_reactor.db.workers import WorkerIdentity
 from pggit_reactor.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
-    KeyringError,
     MigrationError,
     PendingMigrationsError,
     SchemaTooNewError,
@@ -32,7 +31,7 @@ from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import SystemClock
 from pggit_reactor.runtime.signals import Command, Commands, open_commands
 from pggit_reactor.runtime.worker import Worker
-from pggit_reactor.security.keyring import Keyring
+from pggit_reactor.security.keyring import Keyring, require_keyring
 from pggit_reactor.security.sealing import Sealer
 
 START_RETRY_SECONDS = 1.0
@@ -64,7 +63,7 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
     *reread* gives the settings anew at SIGHUP; keys and log level follow it.
     """
     _configure_logging(settings)
-    keyring = parse_keys(settings)
+    keyring = require_keyring(settings.keys.master_key)
     if settings.database.url is None:
         raise ConfigurationError("no database is set; set PGGIT_REACTOR_DATABASE_URL (or DATABASE_URL)")
     identity = worker_identity(settings)
@@ -77,7 +76,7 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
     async def reload() -> Sealer:
         fresh = settings if reread is None else reread()
         _configure_logging(fresh)
-        fresh_keys = parse_keys(fresh)
+        fresh_keys = require_keyring(fresh.keys.master_key)
         await _check_database(fresh, fresh_keys)
         return Sealer(fresh_keys)
 
@@ -103,16 +102,6 @@ def _spare_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-
-
-def parse_keys(settings: Settings) -> Keyring:
-    """Return the key ring; `KeyringError` where there is none."""
-    if settings.keys.master_key is None:
-        raise KeyringError(
-            "no master key is set; set PGGIT_REACTOR_MASTER_KEY_FILE to a key file "
-            "(`pggit-reactor key new` prints a key for it)"
-        )
-    return Keyring.parse(settings.keys.master_key)
 
 
 def _configure_logging(settings: Settings) -> None:

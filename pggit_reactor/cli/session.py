@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from pggit_reactor.errors import ConfigurationError, DatabaseUnavailableError, KeyringError, NotFoundError
+from pggit_reactor.errors import ConfigurationError, DatabaseUnavailableError, NotFoundError
 
 if TYPE_CHECKING:
     from pggit_reactor.cli.up_instance import UpInstance
@@ -136,15 +136,9 @@ class Session:
     @cached_property
     def keyring(self) -> Keyring:
         """The master keys; KeyringError where none is set."""
-        from pggit_reactor.security.keyring import Keyring
+        from pggit_reactor.security.keyring import require_keyring
 
-        text = self.master_key()
-        if text is None:
-            raise KeyringError(
-                "no master key is set; set PGGIT_REACTOR_MASTER_KEY_FILE to a key file "
-                "(`pggit-reactor key new` prints a key for it)"
-            )
-        return Keyring.parse(text)
+        return require_keyring(self.master_key())
 
     async def open_sealer(self, connection: TrioConnection) -> Sealer:
         """Return what seals and opens, with keys that were proved to be those of the database.

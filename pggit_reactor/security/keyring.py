@@ -219,6 +219,16 @@ class Keyring:
         return root
 
 
+def require_keyring(text: Secret[str] | None) -> Keyring:
+    """Return the ring of *text*; `KeyringError` says what to set where there is none."""
+    if text is None:
+        raise KeyringError(
+            "no master key is set; set PGGIT_REACTOR_MASTER_KEY_FILE to a key file "
+            "(`pggit-reactor key new` prints a key for it)"
+        )
+    return Keyring.parse(text)
+
+
 def new_key_id(day: date, *, taken: Collection[str] = ()) -> str:
     """Return an id such as ``k20261124``, with a number behind it where that is *taken*."""
     plain = f"k{day:%Y%m%d}"

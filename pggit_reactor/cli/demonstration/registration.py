@@ -8,7 +8,6 @@ from typing import Final
 
 import attrs
 
-from pggit_reactor.app import parse_keys
 from pggit_reactor.cli.judging import judge_url
 from pggit_reactor.cli.webhook_keys import parse_change
 from pggit_reactor.config.settings import Settings
@@ -18,6 +17,7 @@ from pggit_reactor.core.signing import new_secret
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.keys import ensure_keys
 from pggit_reactor.db.registry import By, add
+from pggit_reactor.security.keyring import require_keyring
 from pggit_reactor.security.sealing import Sealer
 
 NAME: Final = "demo"
@@ -35,7 +35,7 @@ class Registered:
 async def register(connection: TrioConnection, settings: Settings, *, url: str) -> Registered:
     """Register *url* with a new secret; the URL policy of *settings* has its say."""
     judged = await judge_url(url, settings.egress.rules())
-    keyring = parse_keys(settings)
+    keyring = require_keyring(settings.keys.master_key)
     by = By(name=NAME, host=socket.gethostname())
     await ensure_keys(connection, keyring, by=by.name, must_register=True)
     change = attrs.evolve(parse_change((f"url={url}", f"name={NAME}")), url_origin=judged.target.origin)
