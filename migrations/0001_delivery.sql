@@ -534,7 +534,6 @@ CREATE TABLE pggit.webhook_audit_log (
     details jsonb
 ) PARTITION BY RANGE (audit_id);
 CREATE TABLE pggit.webhook_audit_log_default PARTITION OF pggit.webhook_audit_log DEFAULT;
-ALTER SEQUENCE pggit.webhook_audit_log_audit_id_seq OWNED BY pggit.webhook_audit_log.audit_id;
 CREATE INDEX webhook_audit_log_webhook_idx ON pggit.webhook_audit_log (webhook_id, occurred_at DESC);
 CREATE INDEX webhook_audit_log_rare_idx ON pggit.webhook_audit_log (operation, occurred_at DESC)
     WHERE operation NOT IN ('delivered', 'failed', 'retried');
@@ -570,6 +569,8 @@ BEGIN
     END LOOP;
     EXECUTE format('ALTER TABLE pggit.webhook_audit_log OWNER TO %I', pg_get_userbyid(adopted_owner));
 END $$;
+-- Only now: a sequence and its table must have the same owner, and an old log keeps the one that it had.
+ALTER SEQUENCE pggit.webhook_audit_log_audit_id_seq OWNED BY pggit.webhook_audit_log.audit_id;
 COMMENT ON TABLE pggit.webhook_audit_log IS 'Every attempt, and every change by people. Append-only for workers.';
 
 CREATE FUNCTION pggit.add_audit_partitions() RETURNS integer
