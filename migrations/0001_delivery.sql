@@ -4,6 +4,9 @@
 -- rewrites there: ACCESS EXCLUSIVE on queue, log, health, audit log and all views on them, taken at the start and held to
 -- the end; each table is rewritten once, by one ALTER TABLE (1 s per 1,000,000 rows), and its indexes are built anew.
 -- Time columns are timestamptz: sessions in different zones must agree on what is due.
+--
+-- Mended: it failed where an old audit log belonged to another role than the one that migrates.
+-- mends 7581f10b3b439775d193f8b45f9e102f1fa35c6539643d6ab53cfa404679f3dc
 
 ---------------------------------------------------------------------------------------------------------------------
 -- Adoption: what pgGit left is looked at, and what stands in the way is set aside; 0002 puts it back

@@ -3,7 +3,8 @@
 Migrations are numbered files of plain SQL (``NNNN_name.sql``), forward only. All that are pending run in one
 transaction under an advisory lock, so a failure leaves nothing half done, and of two runs at once the second
 waits and finds nothing to do. `pggit.schema_migration` remembers what was applied, with a digest: a file
-that was edited afterwards is refused, because nobody could say what the database holds.
+that was edited afterwards is refused, because nobody could say what the database holds. One that was mended for
+databases on which it had failed says which digests it stands for: ``-- mends SHA256``, a line each.
 
 A file whose first line is ``-- breaking`` is a contract step: a program that does not know it would misread
 the schema and refuses (`SchemaTooNewError`). Other unknown migrations are expansions, which old programs
@@ -45,6 +46,7 @@ RETRY_SECONDS: Final = 0.05
 
 _FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _BREAKING: Final = re.compile(r"--\s*breaking\s*$")
+_MENDS: Final = re.compile(r"^--\s*mends\s+([0-9a-f]{64})$", re.MULTILINE)
 _CONCURRENT_ROLES: Final = frozenset(
     {
         "XX000",  # internal_error: "tuple concurrently updated"
@@ -87,6 +89,8 @@ class Migration:
     digest: str
     breaking: bool
     text: str = attrs.field(repr=False)
+    mends: frozenset[str] = frozenset()
+    """Digests of what this file was before it was mended: where they succeeded they made the same."""
 
     @property
     def file_name(self) -> str:
@@ -175,6 +179,7 @@ def _read(path: Path) -> Migration:
         name=named[2],
         digest=hashlib.sha256(octets).hexdigest(),
         breaking=_BREAKING.match(text.partition("\n")[0]) is not None,
+        mends=frozenset(_MENDS.findall(text)),
         text=text,
     )
 
@@ -207,7 +212,7 @@ async def check(connection: TrioConnection, migrations: Sequence[Migration] | No
         edited=tuple(
             migration
             for version, migration in known.items()
-            if version in done and done[version].digest != migration.digest
+            if version in done and done[version].digest not in {migration.digest, *migration.mends}
         ),
         unknown=tuple(migration for migration in applied if migration.version not in known),
         legacy=has_queue and not has_table,

@@ -111,6 +111,16 @@ async def test_an_edited_migration_is_refused(empty_database, folder):
         await migrate(connection, folder(m0001_first="CREATE TABLE pggit.first (id bigint);"))
 
 
+async def test_a_migration_that_was_mended_stands_for_the_one_that_it_names(empty_database, folder):
+    connection = await empty_database.connect()
+    (before,) = folder(**ONE)
+    await migrate(connection, (before,))
+
+    mended = folder(m0001_first=f"-- mends {before.digest}\nCREATE TABLE pggit.first (id bigint);")
+    assert (await migrate(connection, mended)).applied == ()
+    await require_current(connection, mended)
+
+
 async def test_an_unknown_expansion_is_lived_with_and_an_unknown_contraction_is_not(empty_database, folder):
     connection = await empty_database.connect()
     three = folder(**TWO, m0003_third="SELECT 3")
