@@ -1,4 +1,4 @@
-"""`key new`, `key status`: the master keys."""
+"""`key new`, `key status`, `key url-key`: the master keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 from pggit_reactor.cli.exits import Exit
 from pggit_reactor.cli.output import json_option, print_json, print_table
 from pggit_reactor.cli.session import Session, pass_session
-from pggit_reactor.errors import ConfigurationError, KeyringError
+from pggit_reactor.errors import ConfigurationError, KeyringError, NotFoundError
 
 if TYPE_CHECKING:
     from pggit_reactor.db.keys import KeyReport
@@ -134,3 +134,31 @@ def _refuse(reports: tuple[KeyReport, ...], keyring: Keyring | None, unreadable:
         raise KeyringError(f"{unreadable} sealed value(s) are of a form that this version does not know")
     if keyring is None:
         raise KeyringError("no master key is set; `pggit-reactor key new` makes one")
+
+
+@key.command("url-key")
+@pass_session
+def url_key(session: Session) -> int:
+    """Print what unlocks pggit.get_webhook_decrypted in a session of SQL.
+
+    It is derived from the master keys and opens the URLs of all webhooks, and nothing else: no signing secret,
+    no header. Whoever has it and may call the function reads them, so hand it out with care. One ID:KEY for
+    each master key that URLs are sealed with, commas between. A new master key makes a new one.
+
+    \b
+    Example: pggit-reactor key url-key
+             PGOPTIONS="-c pggit.url_key=$(pggit-reactor key url-key)" psql
+    """
+    return session.run(lambda: _url_key(session))
+
+
+async def _url_key(session: Session) -> Exit:
+    from pggit_reactor.db.keys import derive_url_keys, ensure_keys
+
+    async with session.open_database() as connection:
+        await ensure_keys(connection, session.keyring, by=session.actor.name)
+        keys = await derive_url_keys(connection, session.keyring)
+    if not keys:
+        raise NotFoundError("no URL is sealed in this database yet, so there is nothing to unlock")
+    click.echo(",".join(key.reveal() for key in keys))
+    return Exit.DONE

@@ -167,8 +167,12 @@ async def check_schema(connection: TrioConnection) -> list[Finding]:
         what = f"{names} changed after being applied"
         return [trouble("migrations", what, "install the version that applied it")]
     if not status.is_current:
-        missing = ", ".join(migration.file_name for migration in status.pending) or "our own tables"
+        missing = ", ".join(migration.file_name for migration in status.lacking) or "our own tables"
         return [trouble("migrations", f"the schema lacks {missing}", "run `pggit-reactor migrate`")]
+    if status.pending:
+        left = ", ".join(migration.file_name for migration in status.pending)
+        remedy = "run `pggit-reactor migrate` when no older worker runs any more"
+        return [note("migrations", f"the contract step {left} is yet to come", remedy)]
     return [good("migrations", f"{len(status.applied)} applied, none missing")]
 
 

@@ -6,6 +6,7 @@ ring whose key of that id is another, or that lacks it, is refused before anythi
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -15,12 +16,15 @@ from typing import Final
 import attrs
 import trio
 
+from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
+from pggit_reactor.db.webhooks import url_place
 from pggit_reactor.errors import DatabaseError, KeyringError, ReadOnlyDatabaseError
 from pggit_reactor.security.keyring import Keyring
 
 _INSUFFICIENT_PRIVILEGE: Final = "42501"
+_URL_PURPOSE: Final = url_place(0).purpose
 _SQL = statements("keys")
 
 
@@ -58,6 +62,24 @@ async def read_sealed_counts(connection: TrioConnection) -> dict[str | None, int
     """Return how many sealed values name each key id; under None those of an unknown form."""
     cursor = await connection.execute(_SQL["sealed_counts"])
     return {row[0]: row[1] for row in await cursor.fetchall()}
+
+
+async def derive_url_keys(connection: TrioConnection, keyring: Keyring) -> tuple[Secret[str], ...]:
+    """Return what opens the URLs of this database and nothing else, an ``ID:base64`` each, for pggit.url_key.
+
+    One for each master key and salt that a URL is sealed with, and for the active one. `KeyringError` where
+    the ring lacks one. The ring was verified (`ensure_keys`), which is where it has its salts from.
+    """
+    used = [(row[0], bytes(row[1])) for row in await (await connection.execute(_SQL["url_keys"])).fetchall()]
+    if keyring.active_id in _valid(await read_key_checks(connection)):
+        used.insert(0, (keyring.active_id, keyring.salt(keyring.active_id)))
+    keys = []
+    for key_id, salt in dict.fromkeys(used):
+        if len(salt) != len(keyring.salt(key_id)):
+            continue  # an altered value, which no key opens
+        key = await trio.to_thread.run_sync(partial(keyring.derive, key_id, _URL_PURPOSE, salt=salt))
+        keys.append(Secret(f"{key_id}:{base64.b64encode(key).decode()}"))
+    return tuple(keys)
 
 
 async def verify_keys(connection: TrioConnection, keyring: Keyring) -> None:

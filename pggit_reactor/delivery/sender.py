@@ -7,17 +7,16 @@ redirect, reads a proxy from the environment, keeps a cookie or decompresses a b
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import ssl
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Final
 
 import httpx
 import trio
 
+from pggit_reactor import __version__
 from pggit_reactor.core.headers import parse_extra_headers
 from pggit_reactor.core.model import Answer, AttemptFailure, AttemptResult, FailureKind, Webhook, WebhookId
 from pggit_reactor.core.secret import Secret
@@ -271,10 +270,9 @@ def _compose(
     return target, headers
 
 
-@cache
 def user_agent() -> str:
     """Return what we call ourselves: ``pggit-reactor/VERSION``."""
-    return f"pggit-reactor/{importlib.metadata.version('pggit-reactor')}"
+    return f"pggit-reactor/{__version__}"
 
 
 async def _sweep(pool: ConnectionPool) -> None:

@@ -11,6 +11,7 @@ import trio
 from pggit_reactor.config.settings import Settings
 from pggit_reactor.db.claims import end_unknown, prune_limits
 from pggit_reactor.db.lane import Lane
+from pggit_reactor.db.migrate import refuse_newer
 from pggit_reactor.db.workers import (
     WorkerIdentity,
     add_audit_partitions,
@@ -19,7 +20,7 @@ from pggit_reactor.db.workers import (
     read_figures,
     try_chores_lock,
 )
-from pggit_reactor.errors import DatabaseError
+from pggit_reactor.errors import DatabaseError, SchemaTooNewError
 from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
@@ -48,7 +49,12 @@ class Upkeep:
     metrics: Metrics
     health: Health
     in_flight: Callable[[], int]
+    schema_version: int
+    """The last migration that this program knows."""
     draining: bool = False
+    outdated: SchemaTooNewError | None = None
+    """A contract step was applied that this program does not know: it must end."""
+    _is_outdated: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     @property
     def heartbeat_seconds(self) -> float:
@@ -74,6 +80,9 @@ class Upkeep:
         """Say once that the worker lives, measure the clocks' difference, and say whether the database answers."""
         try:
             async with self.lane.use() as connection:
+                if self.outdated is None:
+                    # First: what was taken away may be what the heartbeat needs.
+                    await refuse_newer(connection, self.schema_version)
                 before = self.clock.wall()
                 database_time = await heartbeat(
                     connection,
@@ -83,6 +92,11 @@ class Upkeep:
                     silence_seconds=self.silence_seconds,
                 )
                 skew = database_time - (before + self.clock.wall()) / 2
+        except SchemaTooNewError as error:
+            _log.critical("schema_too_new", reason=str(error))
+            self.outdated = error
+            self._is_outdated.set()
+            return
         except DatabaseError as error:
             _log.warning("heartbeat_failed", reason=str(error))
             return
@@ -90,6 +104,10 @@ class Upkeep:
         self.metrics.set_clock_skew(skew)
         if abs(skew) > CLOCK_SKEW_SECONDS_MAX:
             _log.warning("clock_skew", seconds=round(skew, 3), allowed_seconds=CLOCK_SKEW_SECONDS_MAX)
+
+    async def wait_outdated(self) -> None:
+        """Wait until the schema is too new for this program."""
+        await self._is_outdated.wait()
 
     async def run_chores(self) -> None:
         """Keep house for ever; of all workers of a database, one at a time does it."""

@@ -27,13 +27,14 @@ from pggit_reactor.db import claims, settle
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS, Lane
 from pggit_reactor.db.listener import open_listener
+from pggit_reactor.db.migrate import newest_version
 from pggit_reactor.db.settle import SettleReport
 from pggit_reactor.db.webhooks import WebhookDefaults
 from pggit_reactor.db.workers import (
     WorkerIdentity,
 )
 from pggit_reactor.delivery.sender import WebhookTransport, open_transport, send_attempt
-from pggit_reactor.errors import ConfigurationError, DatabaseError
+from pggit_reactor.errors import ConfigurationError, DatabaseError, MigrationError
 from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
@@ -57,6 +58,8 @@ LISTEN_PATIENCE_SECONDS: Final = 5.0
 SETTLE_BACKLOG_MAX: Final = 2048
 """Outcomes kept in memory before claiming stops, also while the database answers."""
 LOOP_SILENT_SECONDS_MAX: Final = 60.0
+SCHEMA_TOO_NEW_STATUS: Final = 4
+"""The exit status of `SchemaTooNewError`."""
 
 _log = get_logger("worker")
 
@@ -106,6 +109,7 @@ class Worker:
             metrics=self.metrics,
             health=self.health,
             in_flight=lambda: self._capacity.in_flight,
+            schema_version=newest_version(),
         )
         self._timeline = Timeline(metrics=self.metrics, debug=self.debug)
         self._book = WebhookBook(
@@ -145,7 +149,11 @@ class Worker:
         )
 
     async def run(self, commands: Commands) -> int:
-        """Work until a command says stop; return the exit status: 0 after a clean drain, 1 after an abort."""
+        """Work until a command says stop; return the exit status: 0 after a clean drain, 1 after an abort.
+
+        `SchemaTooNewError` where a contract step of a newer version was applied meanwhile: it is noticed at a
+        heartbeat, and the worker drains first.
+        """
         rules = self.settings.egress.rules()
         async with (
             open_transport(rules, ssl_context=self.ssl_context) as transport,
@@ -156,6 +164,9 @@ class Worker:
             status = await self._work(commands, services, transport) if await self._may_work(commands) else 0
             services.cancel_scope.cancel()
         _log.info("worker_stopped", exit_status=status)
+        if status == SCHEMA_TOO_NEW_STATUS:
+            assert self._upkeep.outdated is not None
+            raise self._upkeep.outdated
         return status
 
     async def _may_work(self, commands: Commands) -> bool:
@@ -328,9 +339,9 @@ class Worker:
     # -- stopping
 
     async def _obey(self, commands: Commands) -> int:
-        while (command := await commands.receive()) is Command.RELOAD:
-            await self._reload()
-        _log.info("draining", in_flight=self._capacity.in_flight, command=command.value)
+        told = await self._until_told_to_stop(commands)
+        reason = "schema_too_new" if told is None else told.value
+        _log.info("draining", in_flight=self._capacity.in_flight, command=reason)
         self.health.mark_draining()
         self._upkeep.draining = True
         self.claimer.stop()
@@ -346,10 +357,27 @@ class Worker:
                 nursery.cancel_scope.cancel()
         if not drained:
             await self._abort()
-            return 1
-        with trio.move_on_after(ABORT_SECONDS_MAX, shield=True):
-            await self._upkeep.beat("stopped")
-        return 0
+        else:
+            with trio.move_on_after(ABORT_SECONDS_MAX, shield=True):
+                await self._upkeep.beat("stopped")
+        return SCHEMA_TOO_NEW_STATUS if told is None else int(not drained)
+
+    async def _until_told_to_stop(self, commands: Commands) -> Command | None:
+        """Obey until it is time to stop; return the command that said so, None where the schema did."""
+        told: Command | None = None
+
+        async def obey() -> None:
+            nonlocal told
+            while (command := await commands.receive()) is Command.RELOAD:
+                await self._reload()
+            told = command
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(obey)
+            await self._upkeep.wait_outdated()
+            nursery.cancel_scope.cancel()
+        return told
 
     async def _abort_at_second_signal(self, commands: Commands, patience: trio.CancelScope) -> None:
         async for command in commands:
@@ -376,7 +404,7 @@ class Worker:
             return
         try:
             self._book.sealer = await self.reload()
-        except (ConfigurationError, DatabaseError) as error:
+        except (ConfigurationError, DatabaseError, MigrationError) as error:
             _log.error("reload_refused", reason=str(error))
             return
         self._book.forget()

@@ -34,3 +34,18 @@ FROM (
 ) AS v
 GROUP BY 1
 ORDER BY 1;
+
+-- name: url_keys
+-- The master keys that URLs are sealed with: id and salt, as the heads of sealed values of a known form hold them.
+SELECT DISTINCT
+    encode(substr(v.sealed_url, 3, v.id_octets), 'escape'),
+    substr(v.sealed_url, 4 + v.id_octets, get_byte(v.sealed_url, 2 + v.id_octets))
+FROM (
+    SELECT w.sealed_url,
+           CASE WHEN octet_length(w.sealed_url) > 3 AND get_byte(w.sealed_url, 0) = 1
+                     AND get_byte(w.sealed_url, 1) BETWEEN 1 AND least(32, octet_length(w.sealed_url) - 3)
+                THEN get_byte(w.sealed_url, 1) END AS id_octets
+    FROM pggit.webhook AS w
+) AS v
+WHERE v.id_octets IS NOT NULL
+ORDER BY 1, 2;
