@@ -29,6 +29,7 @@ COMMANDS: Final = MappingProxyType(
         "route": Lazy("route", "route", "Say which webhooks get which alerts, and ask why"),
         "key": Lazy("key", "key", "Make master keys, and check them against the database"),
         "url": Lazy("url", "url", "Ask the URL policy"),
+        "receiver": Lazy("receiver", "receiver", "Examine a receiver of webhooks"),
         "doctor": Lazy("doctor", "doctor", "Look for trouble, and say what to do about it"),
         "psql": Lazy("psql", "psql", "Open psql on the database"),
     }
