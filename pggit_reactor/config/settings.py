@@ -21,7 +21,7 @@ from pggit_reactor.config.setting import (
     port_host_complaint,
     worker_id_complaint,
 )
-from pggit_reactor.core.egress import EgressRules
+from pggit_reactor.core.egress import EgressRules, TlsVersion
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.errors import ConfigurationError
 
@@ -58,7 +58,7 @@ def _dsn_secret_complaint(value: Secret[str]) -> str | None:
 def _egress_check(name: str) -> Check:
     def complaint(text: str) -> str | None:
         try:
-            EgressRules.parse(**{name: text})
+            EgressRules.parse(**{name: text})  # type: ignore[arg-type]  # *name* is that of a text
         except ConfigurationError as exc:
             return str(exc).removeprefix(f"egress.{name} ")
         return None
@@ -290,11 +290,21 @@ class EgressSettings:
         ),
     )
 
+    tls_min_version: TlsVersion = attrs.field(
+        default=TlsVersion.TLS_1_2,
+        validator=judge,
+        metadata=about("egress.tls_min_version", "The least version of TLS that receivers must speak."),
+    )
+
     def rules(self) -> EgressRules:
         """Return the texts as the rules that they mean; cannot fail, for each text was judged when it was
         set."""
         return EgressRules.parse(
-            ports=self.ports, allow=self.allow, deny=self.deny, unsafe_allow=self.unsafe_allow
+            ports=self.ports,
+            allow=self.allow,
+            deny=self.deny,
+            unsafe_allow=self.unsafe_allow,
+            tls_version_min=self.tls_min_version,
         )
 
 

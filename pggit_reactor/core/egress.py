@@ -8,6 +8,7 @@ ports must be among ``ports``. ``allow`` narrows, and frees nothing.
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from ipaddress import ip_network
 from typing import Final
 
@@ -27,6 +28,13 @@ _UNSAFE: Final = re.compile(
     r":(?P<port>\*|[0-9]+)",
     re.IGNORECASE,
 )
+
+
+class TlsVersion(StrEnum):
+    """``egress.tls_min_version``: the least version of TLS that is agreed on."""
+
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
 
 
 @attrs.frozen(kw_only=True)
@@ -59,17 +67,25 @@ class EgressRules:
     allow: tuple[Network, ...] = ()
     deny: tuple[Network, ...] = ()
     unsafe_allow: tuple[UnsafeEntry, ...] = ()
+    tls_version_min: TlsVersion = TlsVersion.TLS_1_2
 
     @classmethod
     def parse(
-        cls, *, ports: str = str(PORT_DEFAULT), allow: str = "", deny: str = "", unsafe_allow: str = ""
+        cls,
+        *,
+        ports: str = str(PORT_DEFAULT),
+        allow: str = "",
+        deny: str = "",
+        unsafe_allow: str = "",
+        tls_version_min: TlsVersion = TlsVersion.TLS_1_2,
     ) -> EgressRules:
-        """Return the rules that the texts of the four settings mean; `ConfigurationError` if one is bad."""
+        """Return the rules that the texts of the settings mean; `ConfigurationError` if one is bad."""
         return cls(
             ports=parse_ports(ports),
             allow=parse_networks(allow, setting="egress.allow"),
             deny=parse_networks(deny, setting="egress.deny"),
             unsafe_allow=parse_unsafe_allow(unsafe_allow),
+            tls_version_min=tls_version_min,
         )
 
     def frees_port(self, port: int) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import ssl
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain, zip_longest
@@ -21,9 +20,17 @@ from typing import Final
 import trio
 
 from pggit_reactor.core.model import FailureKind
+from pggit_reactor.core.pins import pin_of
 from pggit_reactor.core.url_policy import EgressRules, Target, judge_addresses
-from pggit_reactor.delivery.failures import AttemptError, connect_failed, handshake_failed, look_up_failed
+from pggit_reactor.delivery.failures import (
+    AttemptError,
+    connect_failed,
+    handshake_failed,
+    look_up_failed,
+    pin_mismatch,
+)
 from pggit_reactor.delivery.resolver import Resolver
+from pggit_reactor.delivery.tls import TlsContexts, TlsPolicy
 from pggit_reactor.delivery.wire import Wire
 from pggit_reactor.errors import UrlRefusedError
 
@@ -34,29 +41,16 @@ Address = IPv4Address | IPv6Address
 Mark = Callable[[str], None]
 
 
-def client_context() -> ssl.SSLContext:
-    """Return the TLS settings of every connection: verified, TLS 1.2 or later, the system's authorities.
-
-    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` of the environment replace the system's authorities (OpenSSL's
-    own rule).
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.hostname_checks_common_name = False
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
 class Dialer:
     """Opens connections under one set of egress rules."""
 
-    def __init__(self, *, rules: EgressRules, resolver: Resolver, context: ssl.SSLContext) -> None:
+    def __init__(self, *, rules: EgressRules, resolver: Resolver, contexts: TlsContexts) -> None:
         self._rules = rules
         self._resolver = resolver
-        self._context = context
+        self._contexts = contexts
 
-    async def dial(self, target: Target, mark: Mark) -> Wire:
-        """Return a verified connection to *target*; *mark* hears of each phase as it ends.
+    async def dial(self, target: Target, tls: TlsPolicy, mark: Mark) -> Wire:
+        """Return a connection to *target*, verified as *tls* asks; *mark* hears of each phase as it ends.
 
         Raises `AttemptError`. No deadline of its own; cancelling leaves nothing open.
         """
@@ -64,13 +58,25 @@ class Dialer:
         mark("resolved")
         raw, address = await _connect_any(addresses, target.port)
         mark("connected")
+        wire = await self._secured(raw, target, tls, address)
+        mark("secured")
+        return wire
+
+    async def _secured(self, raw: socket.socket, target: Target, tls: TlsPolicy, address: str) -> Wire:
         # A literal is verified as an address and sent no SNI; OpenSSL tells them apart by the text.
         host = target.host if target.literal is None else str(target.literal)
         try:
-            wire = await Wire.secure(raw, self._context, host=host, address=address)
+            context = self._contexts.context(tls)
+        except AttemptError:
+            raw.close()
+            raise
+        try:
+            wire = await Wire.secure(raw, context, host=host, address=address)
         except OSError as error:
             raise handshake_failed(target.host, error) from error
-        mark("secured")
+        if tls.pins and (seen := pin_of(wire.peer_certificate())) not in tls.pins:
+            wire.close()
+            raise pin_mismatch(target.host, seen)
         return wire
 
     async def _judged(self, target: Target) -> tuple[Address, ...]:
