@@ -102,8 +102,9 @@ class WebhookTransport(httpx.AsyncBaseTransport):
     ) -> AttemptResult:
         """POST *body* by *route* and return what came of it; raises nothing but `Cancelled`.
 
-        *headers* go out as they are, between Host and Accept-Encoding, which are set here, and Content-Length. *deadline_seconds* bounds
-        everything from the look-up to the head of the answer; its body gets what is left, at most a second.
+        *headers* go out as they are, between Host and Accept-Encoding, which are set here, and
+        Content-Length. *deadline_seconds* bounds everything from the look-up to the head of the answer; its
+        body gets what is left, at most a second.
         *on_phase* is called with the name of each phase of `Phases` and the seconds since the start.
         Cancelling closes the connection.
         """
