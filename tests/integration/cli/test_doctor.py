@@ -68,7 +68,7 @@ def test_a_sound_installation_is_all_ok_and_exit_0(examined) -> None:
     assert {check: found[check] for check in found if found[check]} == {}
     assert set(found) == {
         "egress", "database", "clock", "migrations", "roles", "triggers", "listen", "keys", "queue", "webhooks",
-        "workers", "audit", "activity",
+        "certificates", "workers", "audit", "activity",
     }  # fmt: skip
 
 
