@@ -21,16 +21,16 @@ import trio
 
 from pggit_reactor.core.model import FailureKind
 from pggit_reactor.core.pins import pin_of
-from pggit_reactor.core.url_policy import EgressRules, Target, judge_addresses
+from pggit_reactor.core.url_policy import EgressRules, Target
 from pggit_reactor.delivery.failures import (
     AttemptError,
     connect_failed,
     handshake_failed,
-    look_up_failed,
     pin_mismatch,
 )
 from pggit_reactor.delivery.resolver import Resolver
 from pggit_reactor.delivery.tls import TlsContexts, TlsPolicy
+from pggit_reactor.delivery.vetting import vet
 from pggit_reactor.delivery.wire import Wire
 from pggit_reactor.errors import UrlRefusedError
 
@@ -81,14 +81,9 @@ class Dialer:
 
     async def _judged(self, target: Target) -> tuple[Address, ...]:
         try:
-            if target.literal is not None:
-                return judge_addresses(target, (target.literal,), self._rules)
-            found = await self._resolver.resolve(target.host, target.port)
-            return judge_addresses(target, found, self._rules)
+            return await vet(target, self._rules, self._resolver)
         except UrlRefusedError as error:
             raise AttemptError(FailureKind.URL_REFUSED, str(error)) from error
-        except OSError as error:
-            raise look_up_failed(target.host, error) from error
 
 
 async def _connect_any(addresses: Sequence[Address], port: int) -> tuple[socket.socket, str]:
