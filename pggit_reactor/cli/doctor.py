@@ -123,4 +123,7 @@ def _egress(session: Session) -> list[Finding]:
     if rules.ports != {PORT_DEFAULT}:
         ports = ", ".join(map(str, sorted(rules.ports)))
         found.append(diagnosis.note("egress", f"webhooks may have the ports {ports} (egress.ports)"))
+    if rules.proxy is not None:
+        what = f"requests go through the proxy {rules.proxy} (egress.proxy_url), which no rule judges"
+        found.append(diagnosis.note("egress", what))
     return found or [diagnosis.good("egress", "port 443 of public addresses, and nothing else")]

@@ -22,6 +22,7 @@ from pggit_reactor.config.setting import (
     worker_id_complaint,
 )
 from pggit_reactor.core.egress import EgressRules, TlsVersion
+from pggit_reactor.core.forward_proxy import parse_proxy
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.errors import ConfigurationError
 
@@ -53,6 +54,14 @@ class LogFormat(StrEnum):
 
 def _dsn_secret_complaint(value: Secret[str]) -> str | None:
     return dsn_complaint(value.reveal())
+
+
+def _proxy_complaint(value: Secret[str]) -> str | None:
+    try:
+        parse_proxy(value.reveal().strip())
+    except ConfigurationError as exc:
+        return str(exc).removeprefix("egress.proxy_url ")
+    return None
 
 
 def _egress_check(name: str) -> Check:
@@ -296,6 +305,18 @@ class EgressSettings:
         metadata=about("egress.tls_min_version", "The least version of TLS that receivers must speak."),
     )
 
+    proxy_url: Secret[str] | None = attrs.field(
+        default=None,
+        validator=judge,
+        metadata=about(
+            "egress.proxy_url",
+            "A forward proxy for all requests, http://HOST:PORT or http://USER:PASSWORD@HOST:PORT. "
+            "It is itself exempt from these rules.",
+            secret=True,
+            check=_proxy_complaint,
+        ),
+    )
+
     def rules(self) -> EgressRules:
         """Return the texts as the rules that they mean; cannot fail, for each text was judged when it was
         set."""
@@ -305,6 +326,7 @@ class EgressSettings:
             deny=self.deny,
             unsafe_allow=self.unsafe_allow,
             tls_version_min=self.tls_min_version,
+            proxy_url=self.proxy_url,
         )
 
 

@@ -276,6 +276,15 @@ def test_relaxations_of_the_policy_are_noted(examined) -> None:
     assert "8443" in ports["what"]
 
 
+@pytest.mark.usefixtures("registered")
+def test_the_proxy_is_named_without_its_password(examined, commands) -> None:
+    (finding,) = examined(EGRESS_PROXY_URL="http://me:hunter22@proxy.internal:3128")["egress"]
+
+    assert finding["level"] == "note"
+    assert "through the proxy http://proxy.internal:3128 (egress.proxy_url)" in finding["what"]
+    assert "hunter22" not in commands.printed
+
+
 def test_a_user_without_a_workers_rights_is_told_the_grant(
     examined, database, reactor_database, request
 ) -> None:
