@@ -96,6 +96,7 @@ def add(
     given = [f"{option}={value}" for option, value in options.items() if value is not None]
     change = parse_change((f"url={url}", *given, *words))
     _warn_of_stored_only((*given, *words))
+    _warn_of_single_pin(change)
     made = secret_file is None
     secret = _new_secret() if secret_file is None else _read_secret(secret_file)
     record = session.run(lambda: _add(session, change, secret, webhook_id, require_dns=require_dns))
@@ -143,6 +144,16 @@ def _warn_of_stored_only(words: Sequence[str]) -> None:
     stored = sorted({word.partition("=")[0] for word in words} & STORED_ONLY)
     if stored:
         click.echo(f"note: {' and '.join(stored)}: kept, but not enforced by this version", err=True)
+
+
+def _warn_of_single_pin(change: Change) -> None:
+    pins = change.policy.get("pins")
+    if isinstance(pins, tuple) and len(pins) == 1:
+        click.echo(
+            "note: one pin alone: when the receiver changes its key, deliveries fail until the pin is changed; "
+            "pin the key that it will use next as well",
+            err=True,
+        )
 
 
 def _new_secret() -> Secret[str]:
@@ -281,6 +292,7 @@ def set_(session: Session, which: int | str, words: tuple[str, ...], require_dns
     """
     change = parse_change(words)
     _warn_of_stored_only(words)
+    _warn_of_single_pin(change)
     webhook_id = session.run(lambda: _set(session, which, change, require_dns=require_dns))
     click.echo(f"changed webhook {webhook_id}")
 

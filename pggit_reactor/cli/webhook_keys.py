@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -18,12 +19,15 @@ import attrs
 
 from pggit_reactor.cli.lazy import guess
 from pggit_reactor.cli.moments import seconds_of
+from pggit_reactor.cli.webhook_certificates import CERTIFICATE_KEYS, read_certificates
 from pggit_reactor.config.settings import ATTEMPT_TIMEOUT_SECONDS_MAX
 from pggit_reactor.core.headers import check_extra_headers
 from pggit_reactor.core.model import SignatureScope
+from pggit_reactor.core.pins import PINS_MAX, parse_pins
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.registry import Change
 from pggit_reactor.errors import ConfigurationError
+from pggit_reactor.security.certificates import RegisteredCertificates
 
 NAME_CHARACTERS_MAX: Final = 255
 LABELS_MAX: Final = 64
@@ -92,6 +96,9 @@ KEYS: Final = MappingProxyType(
         "signature_scope": _Key(
             "signature_scope", "full, or body-only for receivers of the old guide", _scope
         ),
+        "pins": _Key(
+            "pins", f"sha256/BASE64 of the receiver's public key, 1 to {PINS_MAX} with commas", parse_pins
+        ),
         "rate": _Key("rate_per_s", "attempts a second, 0 for no limit; kept, not yet enforced", _rate),
         "burst": _Key("burst", "attempts, 1 to 1000000; kept, not yet enforced", _whole(1, 1_000_000)),
     }
@@ -101,6 +108,7 @@ _OTHER_KEYS: Final = MappingProxyType(
     {
         "name": f"1 to {NAME_CHARACTERS_MAX} printable characters, not a number alone",
         "url": "an https URL",
+        **CERTIFICATE_KEYS,
         "header.NAME": "sent with each delivery, sealed; @FILE reads the value from a file",
         "label.NAME": "any text, for people",
         "labels": 'all labels at once, as JSON: {"team": "db"}',
@@ -142,6 +150,7 @@ class _Asked:
     url: Secret[str] | None = None
     policy: dict[str, object] = attrs.field(factory=dict)
     headers: dict[str, Secret[str] | None] = attrs.field(factory=dict)
+    certificates: dict[str, RegisteredCertificates | None] = attrs.field(factory=dict)
     labels: dict[str, str | None] = attrs.field(factory=dict)
     replaces_labels: bool = False
 
@@ -152,6 +161,8 @@ class _Asked:
             self.headers[name.removeprefix(_HEADER)] = _header_value(name, value)
         elif name.startswith(_LABEL):
             self.labels |= _label(name.removeprefix(_LABEL), value or None)
+        elif name in CERTIFICATE_KEYS:
+            self.certificates[name] = read_certificates(name, value, wall_now=time.time())
         elif name == "labels":
             self.replaces_labels = True
             self.labels = _labels(value) | self.labels
@@ -170,6 +181,7 @@ class _Asked:
             url=self.url,
             policy=self.policy,
             headers=self.headers,
+            certificates=self.certificates,
             labels=self.labels,
             replaces_labels=self.replaces_labels,
         )

@@ -21,7 +21,8 @@ from pggit_reactor.config.setting import (
     port_host_complaint,
     worker_id_complaint,
 )
-from pggit_reactor.core.egress import EgressRules
+from pggit_reactor.core.egress import EgressRules, TlsVersion
+from pggit_reactor.core.forward_proxy import parse_proxy
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.errors import ConfigurationError
 
@@ -55,10 +56,18 @@ def _dsn_secret_complaint(value: Secret[str]) -> str | None:
     return dsn_complaint(value.reveal())
 
 
+def _proxy_complaint(value: Secret[str]) -> str | None:
+    try:
+        parse_proxy(value.reveal().strip())
+    except ConfigurationError as exc:
+        return str(exc).removeprefix("egress.proxy_url ")
+    return None
+
+
 def _egress_check(name: str) -> Check:
     def complaint(text: str) -> str | None:
         try:
-            EgressRules.parse(**{name: text})
+            EgressRules.parse(**{name: text})  # type: ignore[arg-type]  # *name* is that of a text
         except ConfigurationError as exc:
             return str(exc).removeprefix(f"egress.{name} ")
         return None
@@ -290,11 +299,34 @@ class EgressSettings:
         ),
     )
 
+    tls_min_version: TlsVersion = attrs.field(
+        default=TlsVersion.TLS_1_2,
+        validator=judge,
+        metadata=about("egress.tls_min_version", "The least version of TLS that receivers must speak."),
+    )
+
+    proxy_url: Secret[str] | None = attrs.field(
+        default=None,
+        validator=judge,
+        metadata=about(
+            "egress.proxy_url",
+            "A forward proxy for all requests, http://HOST:PORT or http://USER:PASSWORD@HOST:PORT. "
+            "It is itself exempt from these rules.",
+            secret=True,
+            check=_proxy_complaint,
+        ),
+    )
+
     def rules(self) -> EgressRules:
         """Return the texts as the rules that they mean; cannot fail, for each text was judged when it was
         set."""
         return EgressRules.parse(
-            ports=self.ports, allow=self.allow, deny=self.deny, unsafe_allow=self.unsafe_allow
+            ports=self.ports,
+            allow=self.allow,
+            deny=self.deny,
+            unsafe_allow=self.unsafe_allow,
+            tls_version_min=self.tls_min_version,
+            proxy_url=self.proxy_url,
         )
 
 

@@ -18,6 +18,7 @@ import cattrs
 
 from pggit_reactor.config.described import SettingField
 from pggit_reactor.config.settings import LogFormat, LogLevel
+from pggit_reactor.core.egress import TlsVersion
 from pggit_reactor.core.secret import Secret
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
@@ -128,6 +129,10 @@ def _format(value: object, _type: object) -> LogFormat:
     return LogFormat(_word(value, LogFormat))
 
 
+def _tls_version(value: object, _type: object) -> TlsVersion:
+    return TlsVersion(_word(value, TlsVersion))
+
+
 def _word(value: object, words: type[StrEnum]) -> str:
     """Return the one of *words* that *value* is, in any case of letters."""
     word = value.strip().lower() if isinstance(value, str) else None
@@ -150,6 +155,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(_Entries, _entries)
     converter.register_structure_hook(LogLevel, _level)
     converter.register_structure_hook(LogFormat, _format)
+    converter.register_structure_hook(TlsVersion, _tls_version)
     converter.register_structure_hook_func(_is_secret, _secret)
     return converter
 

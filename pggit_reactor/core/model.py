@@ -137,6 +137,12 @@ class Webhook:
     headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
     signature_scope: SignatureScope = SignatureScope.FULL
     max_body_bytes: int = 1_048_576
+    pins: tuple[str, ...] = ()
+    """Keys that the receiver may show (core.pins); none: any key that its certificate vouches for."""
+    ca: Secret[str] | None = None
+    """PEM: the authorities to trust instead of the system's."""
+    client_certificate: Secret[str] | None = None
+    """PEM: key, certificate and chain to show the receiver."""
 
 
 @attrs.frozen(kw_only=True)

@@ -35,6 +35,8 @@ LATE_SECONDS: Final = 60.0
 LONG_TRANSACTION_SECONDS: Final = 600.0
 LISTEN_SECONDS_MAX: Final = 5.0
 QUEUE_USAGE_MAX: Final = 0.25
+_DAY_SECONDS: Final = 86_400.0
+CERTIFICATE_SECONDS_MIN: Final = 30 * _DAY_SECONDS
 
 _SQL = statements("diagnosis")
 
@@ -307,6 +309,29 @@ async def check_webhooks(connection: TrioConnection) -> list[Finding]:
         else:
             found.append(note("webhooks", what, f"once the reason is gone: {remedy}"))
     return found or [good("webhooks", "none is paused or disabled")]
+
+
+async def check_certificates(connection: TrioConnection) -> list[Finding]:
+    """Name certificates of ours that have expired, or will soon."""
+    found = []
+    for webhook_id, name, kind, expires_at, seconds in await _rows(
+        connection, "expiring_certificates", seconds=CERTIFICATE_SECONDS_MIN, ids_max=IDS_MAX
+    ):
+        what = f"{_CERTIFICATES[kind]} of webhook {webhook_id} ({name})"
+        remedy = f"pggit-reactor webhook set {webhook_id} {kind}=@FILE, with its successor"
+        if seconds <= 0:
+            what += f" expired on {expires_at}: its deliveries fail"
+            found.append(trouble("certificates", what, remedy))
+        else:
+            what += f" expires on {expires_at}, in {seconds / _DAY_SECONDS:.0f} days"
+            found.append(note("certificates", what, remedy))
+    days = CERTIFICATE_SECONDS_MIN / _DAY_SECONDS
+    return found or [good("certificates", f"none of webhooks' own expires within {days:g} days")]
+
+
+_CERTIFICATES: Final = MappingProxyType(
+    {"ca": "a private authority", "client_certificate": "the client certificate"}
+)
 
 
 async def check_workers(connection: TrioConnection) -> list[Finding]:

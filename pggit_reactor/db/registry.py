@@ -7,7 +7,7 @@ key. Callers have judged URLs and checked headers; constraints of the database j
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -19,9 +19,16 @@ from pggit_reactor.core.model import SignatureScope, WebhookId
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
-from pggit_reactor.db.webhooks import headers_place, secret_place, url_place
+from pggit_reactor.db.webhooks import (
+    ca_place,
+    client_certificate_place,
+    headers_place,
+    secret_place,
+    url_place,
+)
 from pggit_reactor.errors import ConfigurationError, DatabaseError, NotFoundError
-from pggit_reactor.security.sealing import Sealer
+from pggit_reactor.security.certificates import RegisteredCertificates
+from pggit_reactor.security.sealing import Place, Sealer
 
 WAITING_ROWS_MAX: Final = 10_000
 """Waiting deliveries are counted up to here."""
@@ -51,6 +58,8 @@ class Policy:
     give_up_after: float | None = None
     max_body_bytes: int | None = None
     signature_scope: SignatureScope | None = None
+    pins: list[str] | None = attrs.field(default=None, converter=attrs.converters.optional(list))
+    """As `core.pins` reads them; a list, as psycopg gives and takes an array."""
 
 
 @attrs.frozen(kw_only=True)
@@ -65,6 +74,8 @@ class Change:
     """Fields of `Policy`; None puts the default back."""
     headers: Mapping[str, Secret[str] | None] = MappingProxyType({})
     """By name; None takes the header away."""
+    certificates: Mapping[str, RegisteredCertificates | None] = MappingProxyType({})
+    """By name, ``ca`` or ``client_certificate``; None takes them away."""
     labels: Mapping[str, str | None] = MappingProxyType({})
     replaces_labels: bool = False
     """Labels that are not named go."""
@@ -72,7 +83,7 @@ class Change:
     @property
     def seals(self) -> bool:
         """Whether a key is needed for it."""
-        return self.url is not None or bool(self.headers)
+        return self.url is not None or bool(self.headers) or any(self.certificates.values())
 
 
 @attrs.frozen(kw_only=True)
@@ -108,6 +119,12 @@ class WebhookRecord:
     max_body_bytes: int | None
     signature_scope: str
     has_headers: bool
+    pins: tuple[str, ...]
+    ca_fingerprints: tuple[str, ...]
+    """SHA-256 of each certificate, as those below; the first of a client certificate is its own."""
+    ca_expires_at: datetime | None
+    client_certificate_fingerprints: tuple[str, ...]
+    client_certificate_expires_at: datetime | None
     labels: Mapping[str, str]
     created_at: datetime
     updated_at: datetime
@@ -278,6 +295,15 @@ async def audit(
 
 
 @attrs.frozen(kw_only=True)
+class _Certificates:
+    """The columns that hold private authorities, or a client certificate."""
+
+    sealed: bytes | None = attrs.field(default=None, repr=False)
+    fingerprints: Sequence[str] | None = None
+    expires_at: datetime | None = None
+
+
+@attrs.frozen(kw_only=True)
 class _State:
     """The changeable columns of a row; *headers* only where they were opened."""
 
@@ -287,6 +313,8 @@ class _State:
     policy: Policy = Policy()
     sealed_headers: bytes | None = attrs.field(default=None, repr=False)
     headers: Mapping[str, Secret[str]] = MappingProxyType({})
+    ca: _Certificates = _Certificates()
+    client_certificate: _Certificates = _Certificates()
     labels: Mapping[str, str] = MappingProxyType({})
 
     def bound(self) -> dict[str, object]:
@@ -297,6 +325,12 @@ class _State:
             "url_origin": self.url_origin,
             **attrs.asdict(self.policy),
             "sealed_headers": self.sealed_headers,
+            "sealed_ca": self.ca.sealed,
+            "ca_fingerprints": self.ca.fingerprints,
+            "ca_expires_at": self.ca.expires_at,
+            "sealed_client_certificate": self.client_certificate.sealed,
+            "client_certificate_fingerprints": self.client_certificate.fingerprints,
+            "client_certificate_expires_at": self.client_certificate.expires_at,
             "labels": json.dumps(dict(self.labels)),
         }
 
@@ -307,6 +341,8 @@ class _State:
             "url_origin": self.url_origin,
             **attrs.asdict(self.policy),
             "headers": sorted(self.headers),
+            "ca": self.ca.fingerprints,
+            "client_certificate": self.client_certificate.fingerprints,
             "labels": dict(self.labels),
         }
 
@@ -328,12 +364,31 @@ async def _changed(state: _State, change: Change, webhook_id: int, sealer: Seale
             else None
         )
         state = attrs.evolve(state, headers=headers, sealed_headers=sealed_headers)
+    for name, certificates in change.certificates.items():
+        sealed_certificates = await _sealed(certificates, _PLACES[name](webhook_id), sealer)
+        state = attrs.evolve(state, **{name: sealed_certificates})  # type: ignore[arg-type]  # the names are fields
     base: Mapping[str, str] = {} if change.replaces_labels else state.labels
     return attrs.evolve(
         state,
         name=change.name or state.name,
         policy=attrs.evolve(state.policy, **change.policy),  # type: ignore[arg-type]  # fields of Policy, typed by the caller
         labels={name: value for name, value in {**base, **change.labels}.items() if value is not None},
+    )
+
+
+_PLACES: Final = MappingProxyType({"ca": ca_place, "client_certificate": client_certificate_place})
+
+
+async def _sealed(
+    certificates: RegisteredCertificates | None, place: Place, sealer: Sealer | None
+) -> _Certificates:
+    if certificates is None:
+        return _Certificates()
+    assert sealer is not None
+    return _Certificates(
+        sealed=await sealer.seal_async(certificates.pem.reveal().encode(), place=place),
+        fingerprints=list(certificates.fingerprints),
+        expires_at=certificates.expires_at,
     )
 
 
@@ -356,9 +411,19 @@ async def _locked(connection: TrioConnection, which: int | str) -> tuple[Webhook
         name=row[1],
         sealed_url=bytes(row[2]),
         url_origin=row[3],
-        policy=Policy(**dict(zip(_POLICY_FIELDS, row[6:], strict=True))),
+        policy=Policy(**dict(zip(_POLICY_FIELDS, row[12:], strict=True))),
+        ca=_read_certificates(*row[6:9]),
+        client_certificate=_read_certificates(*row[9:12]),
         sealed_headers=None if row[4] is None else bytes(row[4]),
         labels=row[5],
+    )
+
+
+def _read_certificates(
+    sealed: bytes | None, fingerprints: Sequence[str] | None, expires_at: datetime | None
+) -> _Certificates:
+    return _Certificates(
+        sealed=None if sealed is None else bytes(sealed), fingerprints=fingerprints, expires_at=expires_at
     )
 
 
@@ -387,7 +452,11 @@ async def _records(connection: TrioConnection, bound: Mapping[str, object]) -> t
 
 def _record(row: dict[str, Any]) -> WebhookRecord:
     secrets = tuple(SecretRecord(**secret) for secret in row.pop("secrets"))
+    row |= {name: tuple(row[name]) for name in _LISTS}
     return WebhookRecord(**row, secrets=secrets)
+
+
+_LISTS: Final = ("pins", "ca_fingerprints", "client_certificate_fingerprints")
 
 
 def _named(which: int | str) -> dict[str, object]:

@@ -10,7 +10,6 @@ settings of the hot statements are state of a session, which a pooler in transac
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,6 +33,7 @@ from pggit_reactor.db.workers import (
     WorkerIdentity,
 )
 from pggit_reactor.delivery.sender import WebhookTransport, open_transport, send_attempt
+from pggit_reactor.delivery.tls import MakeContext, client_context
 from pggit_reactor.errors import ConfigurationError, DatabaseError, MigrationError
 from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import get_logger
@@ -78,8 +78,8 @@ class Worker:
     reload: Callable[[], Awaitable[Sealer]] | None = None
     before_work: Callable[[Commands], Awaitable[bool]] | None = None
     """Runs before anything is claimed, while the probes answer; False: stop. Its errors end the worker."""
-    ssl_context: ssl.SSLContext | None = None
-    """Whom to trust instead of the system's authorities (or those of SSL_CERT_FILE)."""
+    make_context: MakeContext = client_context
+    """TLS settings that trust others than the system's authorities (or those of SSL_CERT_FILE)."""
     claimer: Claimer = attrs.field(init=False)
     _settler: Settler = attrs.field(init=False)
     _fanout: FanOut = attrs.field(init=False)
@@ -154,9 +154,8 @@ class Worker:
         `SchemaTooNewError` where a contract step of a newer version was applied meanwhile: it is noticed at a
         heartbeat, and the worker drains first.
         """
-        rules = self.settings.egress.rules()
         async with (
-            open_transport(rules, ssl_context=self.ssl_context) as transport,
+            open_transport(self.settings.egress.rules(), make_context=self.make_context) as transport,
             self._closing_lanes(),
             trio.open_nursery() as services,
         ):

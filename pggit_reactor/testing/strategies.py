@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.delivery_uid import delivery_uid
-from pggit_reactor.core.egress import EgressRules, UnsafeEntry
+from pggit_reactor.core.egress import EgressEntry, EgressRules
 from pggit_reactor.core.model import (
     Answer,
     AttemptFailure,
@@ -316,14 +316,14 @@ def public_urls() -> st.SearchStrategy[str]:
 def egress_rules() -> st.SearchStrategy[EgressRules]:
     """Any egress rules."""
     ports = st.integers(1, 65_535)
-    networks = st.lists(_networks(), max_size=3).map(tuple)
-    entries = st.builds(UnsafeEntry, network=_networks(), port=st.one_of(st.none(), ports))
+    entries = st.builds(EgressEntry, network=_networks(), port=st.one_of(st.none(), ports))
+    lists = st.lists(entries, max_size=3).map(tuple)
     return st.builds(
         EgressRules,
         ports=st.frozensets(ports, min_size=1, max_size=4),
-        allow=networks,
-        deny=networks,
-        unsafe_allow=st.lists(entries, max_size=3).map(tuple),
+        allow=lists,
+        deny=lists,
+        unsafe_allow=lists,
     )
 
 

@@ -126,3 +126,15 @@ FROM pg_prepared_xacts AS p
 WHERE p.database = current_database() AND p.prepared < clock_timestamp() - make_interval(secs => %(seconds)s)
 ORDER BY p.prepared
 LIMIT %(ids_max)s;
+
+-- name: expiring_certificates
+-- Certificates of webhooks' own that have expired or will soon, the first to expire first.
+SELECT c.webhook_id, c.name, c.kind, c.expires_at::date::text, extract(epoch FROM c.expires_at - now())::float8
+FROM (
+    SELECT w.webhook_id, w.name, 'ca' AS kind, w.ca_expires_at AS expires_at FROM pggit.webhook AS w
+    UNION ALL
+    SELECT w.webhook_id, w.name, 'client_certificate', w.client_certificate_expires_at FROM pggit.webhook AS w
+) AS c
+WHERE c.expires_at < now() + make_interval(secs => %(seconds)s)
+ORDER BY c.expires_at, c.webhook_id
+LIMIT %(ids_max)s;

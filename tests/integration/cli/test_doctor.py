@@ -68,7 +68,7 @@ def test_a_sound_installation_is_all_ok_and_exit_0(examined) -> None:
     assert {check: found[check] for check in found if found[check]} == {}
     assert set(found) == {
         "egress", "database", "clock", "migrations", "roles", "triggers", "listen", "keys", "queue", "webhooks",
-        "workers", "audit", "activity",
+        "certificates", "workers", "audit", "activity",
     }  # fmt: skip
 
 
@@ -274,6 +274,15 @@ def test_relaxations_of_the_policy_are_noted(examined) -> None:
 
     assert "127.0.0.0/8:*" in unsafe["what"]
     assert "8443" in ports["what"]
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_proxy_is_named_without_its_password(examined, commands) -> None:
+    (finding,) = examined(EGRESS_PROXY_URL="http://me:hunter22@proxy.internal:3128")["egress"]
+
+    assert finding["level"] == "note"
+    assert "through the proxy http://proxy.internal:3128 (egress.proxy_url)" in finding["what"]
+    assert "hunter22" not in commands.printed
 
 
 def test_a_user_without_a_workers_rights_is_told_the_grant(

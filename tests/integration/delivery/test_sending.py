@@ -271,13 +271,14 @@ async def test_a_receiver_in_another_program_is_trusted_by_its_file(receiver):
         """
         import sys, trio
         from pggit_reactor.core.url_policy import EgressRules, parse_target
-        from pggit_reactor.delivery.sender import open_transport
+        from pggit_reactor.delivery.sender import Route, open_transport
 
         async def main(url):
             rules = EgressRules.parse(unsafe_allow="127.0.0.0/8:*")
             async with open_transport(rules) as transport:
                 target = parse_target(url, rules)
-                result = await transport.post(key=1, target=target, headers=(), body=b"hi", deadline_seconds=5)
+                route = Route(owner=1, target=target)
+                result = await transport.post(route=route, headers=(), body=b"hi", deadline_seconds=5)
                 sys.stdout.write(str(result.outcome.status))
 
         trio.run(main, sys.argv[1])

@@ -17,7 +17,7 @@ from pggit_reactor.config.settings import (
     Settings,
     WorkerSettings,
 )
-from pggit_reactor.core.egress import EgressRules
+from pggit_reactor.core.egress import EgressRules, TlsVersion
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.errors import ConfigurationError
 
@@ -36,7 +36,7 @@ def test_the_defaults_are_those_of_the_contract():
     delivery = settings.delivery
     assert (delivery.timeout_seconds, delivery.backoff_base_seconds) == (5, 5)
     assert (delivery.unknown_webhook_hold_seconds, delivery.max_body_bytes) == (86_400, 1_048_576)
-    assert attrs.astuple(settings.egress) == ("443", "", "", "")
+    assert attrs.astuple(settings.egress) == ("443", "", "", "", TlsVersion.TLS_1_2, None)
     assert attrs.astuple(settings.metrics) == ("127.0.0.1", 8000)
     assert attrs.astuple(settings.api) == ("127.0.0.1", 8080, None)
     assert attrs.astuple(settings.log) == (LogLevel.INFO, LogFormat.AUTO)
@@ -187,12 +187,13 @@ CONTRACT_NAMES = """
     DELIVERY_TIMEOUT_SECONDS DELIVERY_BACKOFF_BASE_SECONDS DELIVERY_UNKNOWN_WEBHOOK_HOLD_SECONDS
     EGRESS_UNSAFE_ALLOW METRICS_HOST METRICS_PORT API_HOST API_PORT API_TOKEN_KEY POSTGRES_BIN WORKER_ID
     LOG_LEVEL LOG_FORMAT EGRESS_PORTS EGRESS_ALLOW EGRESS_DENY WORKER_ATTEMPTS_MAX WORKER_BODY_BYTES_MAX
-    DELIVERY_MAX_BODY_BYTES WORKER_PROCESSES
+    DELIVERY_MAX_BODY_BYTES WORKER_PROCESSES EGRESS_TLS_MIN_VERSION
+    EGRESS_PROXY_URL
 """
 
 
 def test_every_setting_of_the_contract_has_its_variable():
-    """DESIGN 8's table, name by name, and the count of workers."""
+    """DESIGN 8's table, name by name, and what came later."""
 
     assert sorted(d.variable for d in describe_settings()) == sorted(
         f"PGGIT_REACTOR_{name}" for name in CONTRACT_NAMES.split()
@@ -201,6 +202,7 @@ def test_every_setting_of_the_contract_has_its_variable():
         "PGGIT_REACTOR_DATABASE_URL_FILE",
         "PGGIT_REACTOR_DATABASE_LISTEN_URL_FILE",
         "PGGIT_REACTOR_MASTER_KEY_FILE",
+        "PGGIT_REACTOR_EGRESS_PROXY_URL_FILE",
         "PGGIT_REACTOR_API_TOKEN_KEY_FILE",
     ]
 
