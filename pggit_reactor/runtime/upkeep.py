@@ -10,8 +10,10 @@ import trio
 
 from pggit_reactor.config.settings import Settings
 from pggit_reactor.db.claims import end_unknown, prune_limits
+from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.db.workers import (
+    Heard,
     WorkerIdentity,
     add_audit_partitions,
     forget_silent_workers,
@@ -24,6 +26,7 @@ from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.key_watch import KeyWatch
 
 HEARTBEATS_A_LEASE: Final = 6
 HEARTBEAT_SECONDS_MAX: Final = 5.0
@@ -43,6 +46,7 @@ class Upkeep:
 
     lane: Lane
     identity: WorkerIdentity
+    keys: KeyWatch
     settings: Settings
     clock: Clock
     metrics: Metrics
@@ -60,6 +64,11 @@ class Upkeep:
         """After how long a silence a worker counts as dead."""
         return self.heartbeat_seconds * HEARTBEATS_MISSED_MAX
 
+    @property
+    def state(self) -> str:
+        """What the worker is doing."""
+        return "draining" if self.draining else "running"
+
     async def run_heartbeat(self) -> None:
         """Beat for ever; sooner while the database is thought lost: `/ready` says no until a beat is written."""
         due_at = trio.current_time() + self.heartbeat_seconds
@@ -68,21 +77,17 @@ class Upkeep:
             database = self.health.ready().checks.get("database")
             if trio.current_time() >= due_at or database is None or not database.ok:
                 due_at = trio.current_time() + self.heartbeat_seconds
-                await self.beat("draining" if self.draining else "running")
+                await self.beat(self.state)
 
     async def beat(self, state: str) -> None:
         """Say once that the worker lives, measure the clocks' difference, and say whether the database answers."""
         try:
             async with self.lane.use() as connection:
                 before = self.clock.wall()
-                database_time = await heartbeat(
-                    connection,
-                    self.identity,
-                    state=state,
-                    in_flight=self.in_flight(),
-                    silence_seconds=self.silence_seconds,
-                )
-                skew = database_time - (before + self.clock.wall()) / 2
+                heard = await self._say(connection, state)
+                skew = heard.time - (before + self.clock.wall()) / 2
+                if await self.keys.judge(connection, heard.keys_in_use):
+                    await self._say(connection, state)
         except DatabaseError as error:
             _log.warning("heartbeat_failed", reason=str(error))
             return
@@ -90,6 +95,17 @@ class Upkeep:
         self.metrics.set_clock_skew(skew)
         if abs(skew) > CLOCK_SKEW_SECONDS_MAX:
             _log.warning("clock_skew", seconds=round(skew, 3), allowed_seconds=CLOCK_SKEW_SECONDS_MAX)
+
+    async def _say(self, connection: TrioConnection, state: str) -> Heard:
+        return await heartbeat(
+            connection,
+            self.identity,
+            state=state,
+            in_flight=self.in_flight(),
+            silence_seconds=self.silence_seconds,
+            key_ids=self.keys.keyring.ids,
+            proved_key_ids=self.keys.proved_ids,
+        )
 
     async def run_chores(self) -> None:
         """Keep house for ever; of all workers of a database, one at a time does it."""
