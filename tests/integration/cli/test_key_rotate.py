@@ -20,7 +20,10 @@ from pggit_reactor.security.sealing import Place, Sealer, sealed_key_id
 BY = By(name="ann", host="desk")
 OLD = f"old:base64:{'A' * 43}="
 NEW = f"new:base64:{'B' * 42}A="
-SOMEBODY_WAITS = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database())"
+SOMEBODY_WAITS = (
+    "SELECT EXISTS (SELECT FROM pg_stat_activity"
+    " WHERE wait_event_type = 'Lock' AND datname = current_database())"
+)
 WORDS = "words:passphrase:correct horse battery staple"
 
 
