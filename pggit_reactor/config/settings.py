@@ -15,6 +15,7 @@ import attrs
 from pggit_reactor.config.setting import (
     Check,
     about,
+    command_complaint,
     dsn_complaint,
     host_complaint,
     judge,
@@ -106,6 +107,17 @@ class KeySettings:
             "Master keys, the active one first: ID:base64:... or ID:passphrase:..., a line or comma each.",
             secret=True,
             variable="MASTER_KEY",
+        ),
+    )
+    master_key_command: str = attrs.field(
+        default="",
+        validator=judge,
+        metadata=about(
+            "keys.master_key_command",
+            "A program and its arguments that prints the master keys, instead of keys.master_key; run without a shell, "
+            "for 10 s at most.",
+            variable="MASTER_KEY_COMMAND",
+            check=command_complaint,
         ),
     )
 
@@ -406,6 +418,7 @@ class Settings:
         complaints = (
             lease_complaint(self.worker.lease_seconds, self.delivery.timeout_seconds),
             body_budget_complaint(self.worker.body_bytes_max, self.delivery.max_body_bytes),
+            key_source_complaint(self.keys.master_key, self.keys.master_key_command),
         )
         for complaint in filter(None, complaints):
             raise ConfigurationError(complaint)
@@ -430,3 +443,10 @@ def body_budget_complaint(body_bytes_max: int, max_body_bytes: int) -> str | Non
         f"worker.body_bytes_max: {body_bytes_max} is less than delivery.max_body_bytes {max_body_bytes}: the "
         f"largest body could never be loaded; right is {max_body_bytes} or more"
     )
+
+
+def key_source_complaint(master_key: Secret[str] | None, master_key_command: str) -> str | None:
+    """Say that master keys come from two places, of which one would be forgotten; None if they do not."""
+    if master_key is None or not master_key_command:
+        return None
+    return "keys.master_key and keys.master_key_command are both set; right is one of them"

@@ -224,7 +224,7 @@ def require_keyring(text: Secret[str] | None) -> Keyring:
     if text is None:
         raise KeyringError(
             "no master key is set; set PGGIT_REACTOR_MASTER_KEY_FILE to a key file "
-            "(`pggit-reactor key new` prints a key for it)"
+            "(`pggit-reactor key new` prints a key for it), or PGGIT_REACTOR_MASTER_KEY_COMMAND to what prints keys"
         )
     return Keyring.parse(text)
 

@@ -256,3 +256,22 @@ async def test_values_that_changed_places_open_for_nobody(rig, lines):
     assert await rig.statuses() == {"pending": 2}
     assert rig.receiver.requests == []
     assert all("moved from another row" in event["reason"] for event in lines.named("webhook_unopenable"))
+
+
+async def test_a_worker_takes_its_keys_from_a_command_and_a_new_one_at_sighup(rig, tmp_path):
+    await rig.seal_check()
+    webhook_id = await rig.add_webhook()
+    key_file = tmp_path / "keys"
+    key_file.write_text(OLD)
+    async with rig.process(MASTER_KEY="", MASTER_KEY_COMMAND=f"/bin/cat {key_file}") as worker:
+        key_file.write_text(f"{OLD}\n{NEW}")
+        worker.signal(signal.SIGHUP)
+        reloaded = await worker.event("reloaded")
+        key_file.unlink()
+        worker.signal(signal.SIGHUP)
+        refused = await worker.event("reload_refused")
+        await rig.insert(webhook_id)
+        await rig.until_all("delivered")
+
+    assert reloaded["key_ids"] == ["test", "new"]
+    assert "/bin/cat ended with status 1" in refused["reason"]
