@@ -69,6 +69,13 @@ class SignatureScope(StrEnum):
     BODY_ONLY = "body-only"
 
 
+class SignatureAlgorithm(StrEnum):
+    """What a signing secret signs with."""
+
+    HMAC_SHA256 = "hmac-sha256"
+    ED25519 = "ed25519"
+
+
 @attrs.frozen(kw_only=True)
 class Answer:
     """What a receiver answered: the whole head arrived and was well formed."""
