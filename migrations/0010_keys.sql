@@ -101,6 +101,87 @@ CREATE TRIGGER webhook_secret_after_change AFTER UPDATE ON pggit.webhook_secret
 COMMENT ON TRIGGER webhook_secret_after_change ON pggit.webhook_secret IS 'A change of a secret is a change of its webhook.';
 
 ---------------------------------------------------------------------------------------------------------------------
+-- Signing secrets: of two kinds, and rotated by schedule
+---------------------------------------------------------------------------------------------------------------------
+
+ALTER TABLE pggit.webhook_secret
+    ADD COLUMN algorithm text NOT NULL DEFAULT 'hmac-sha256'
+        CONSTRAINT webhook_secret_algorithm_check CHECK (algorithm IN ('hmac-sha256', 'ed25519')),
+    ADD COLUMN public_key text CONSTRAINT webhook_secret_public_key_check CHECK (public_key ~ '^whpk_[A-Za-z0-9+/]{43}=$'),
+    ADD CONSTRAINT webhook_secret_kind_check CHECK ((algorithm = 'ed25519') = (public_key IS NOT NULL));
+COMMENT ON COLUMN pggit.webhook_secret.algorithm IS 'What it signs with.';
+COMMENT ON COLUMN pggit.webhook_secret.public_key IS 'Of an Ed25519 key: what receivers verify with, whpk_ and base64. No secret.';
+ALTER TABLE pggit.webhook ADD CONSTRAINT webhook_rotate_every_check CHECK (rotate_every > interval '0');
+
+CREATE FUNCTION pggit.rotate_due_secret(
+    p_webhook_id bigint, p_version integer, p_sealed_secret bytea, p_algorithm text, p_public_key text, p_grace interval,
+    p_by text
+) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- The only way in which a worker's role adds a secret: where the schedule of the webhook says that one is due, and
+-- nobody else was quicker. The ones before sign on for p_grace.
+DECLARE
+    every interval;
+    newest record;
+    ends timestamptz := now() + p_grace;
+BEGIN
+    SELECT w.rotate_every INTO every FROM pggit.webhook AS w
+    WHERE w.webhook_id = p_webhook_id AND w.state <> 'disabled' FOR UPDATE;
+    SELECT s.version, s.not_before INTO newest FROM pggit.webhook_secret AS s
+    WHERE s.webhook_id = p_webhook_id ORDER BY s.version DESC LIMIT 1;
+    IF every IS NULL OR newest.version IS DISTINCT FROM p_version - 1 OR newest.not_before + every > now() THEN
+        RETURN false;
+    END IF;
+    UPDATE pggit.webhook_secret AS s SET expires_at = ends
+    WHERE s.webhook_id = p_webhook_id AND (s.expires_at IS NULL OR s.expires_at > ends);
+    INSERT INTO pggit.webhook_secret (webhook_id, version, sealed_secret, algorithm, public_key, created_by)
+    VALUES (p_webhook_id, p_version, p_sealed_secret, p_algorithm, p_public_key, p_by);
+    INSERT INTO pggit.webhook_audit_log (webhook_id, operation, user_id, details)
+    VALUES (p_webhook_id, 'secret_rotated', p_by, jsonb_build_object(
+        'version', p_version, 'algorithm', p_algorithm, 'scheduled', true, 'older_until', ends));
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION pggit.rotate_due_secret(bigint, integer, bytea, text, text, interval, text) IS
+    'A chore of the workers: adds a new signing secret where rotate_every says that one is due; false where it does not.';
+REVOKE ALL ON FUNCTION pggit.rotate_due_secret(bigint, integer, bytea, text, text, interval, text) FROM PUBLIC;
+
+CREATE FUNCTION pggit.retire_expired_secrets(p_by text) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- Removes secrets whose time is over, never the newest of a webhook; returns how many. Webhooks in the order of their
+-- ids, and those that somebody holds another time: nobody waits, nobody deadlocks.
+DECLARE
+    webhooks_max CONSTANT integer := 100;
+    found_id bigint;
+    number integer;
+    total integer := 0;
+BEGIN
+    FOR found_id IN
+        SELECT w.webhook_id FROM pggit.webhook AS w
+        WHERE EXISTS (
+            SELECT FROM pggit.webhook_secret AS s JOIN pggit.webhook_secret AS newer USING (webhook_id)
+            WHERE s.webhook_id = w.webhook_id AND s.expires_at <= now() AND newer.version > s.version)
+        ORDER BY w.webhook_id LIMIT webhooks_max FOR UPDATE SKIP LOCKED
+    LOOP
+        WITH gone AS (
+            DELETE FROM pggit.webhook_secret AS s
+            WHERE s.webhook_id = found_id AND s.expires_at <= now() AND EXISTS (
+                SELECT FROM pggit.webhook_secret AS newer WHERE newer.webhook_id = found_id AND newer.version > s.version)
+            RETURNING s.version, s.expires_at
+        )
+        INSERT INTO pggit.webhook_audit_log (webhook_id, operation, user_id, details)
+        SELECT found_id, 'secret_retired', p_by,
+               jsonb_build_object('version', g.version, 'why', 'expired', 'expired_at', g.expires_at)
+        FROM gone AS g;
+        GET DIAGNOSTICS number = ROW_COUNT;
+        total := total + number;
+    END LOOP;
+    RETURN total;
+END $$;
+COMMENT ON FUNCTION pggit.retire_expired_secrets(text) IS
+    'A chore of the workers: removes signing secrets whose time is over, and audits it.';
+REVOKE ALL ON FUNCTION pggit.retire_expired_secrets(text) FROM PUBLIC;
+
+---------------------------------------------------------------------------------------------------------------------
 -- Who rotated what, and when
 ---------------------------------------------------------------------------------------------------------------------
 
@@ -119,6 +200,8 @@ DECLARE
 BEGIN
     FOR wanted IN
         SELECT g.role, g.privilege FROM (VALUES
+            ('pggit_worker', 'EXECUTE ON FUNCTION pggit.rotate_due_secret'),
+            ('pggit_worker', 'EXECUTE ON FUNCTION pggit.retire_expired_secrets'),
             ('pggit_operator', 'SELECT ON pggit.rotation_history'),
             ('pggit_reader', 'SELECT ON pggit.rotation_history')
         ) AS g (role, privilege)

@@ -92,6 +92,11 @@ KEYS: Final = MappingProxyType(
         "signature_scope": _Key(
             "signature_scope", "full, or body-only for receivers of the old guide", _scope
         ),
+        "rotate_every": _Key(
+            "rotate_every",
+            "how often a new signing secret is made, from 1h to 3650d; by default never",
+            _seconds(3600, 3650 * _DAY_SECONDS),
+        ),
         "rate": _Key("rate_per_s", "attempts a second, 0 for no limit; kept, not yet enforced", _rate),
         "burst": _Key("burst", "attempts, 1 to 1000000; kept, not yet enforced", _whole(1, 1_000_000)),
     }

@@ -123,6 +123,34 @@ class KeySettings:
 
 
 @attrs.frozen(kw_only=True)
+class SecretSettings:
+    """How signing secrets are rotated."""
+
+    grace_seconds: float = attrs.field(
+        default=30 * _DAY_SECONDS,
+        validator=judge,
+        metadata=about(
+            "secrets.grace_seconds",
+            "How long the secrets before a new one sign on; a rotation by schedule lets them for one period at most.",
+            unit="s",
+            least=1,
+            most=366 * _DAY_SECONDS,
+        ),
+    )
+    reminder_seconds: float = attrs.field(
+        default=90 * _DAY_SECONDS,
+        validator=judge,
+        metadata=about(
+            "secrets.reminder_seconds",
+            "After how long a signing secret counts as old, for a metric and a daily log event; 0: never.",
+            unit="s",
+            least=0,
+            most=3660 * _DAY_SECONDS,
+        ),
+    )
+
+
+@attrs.frozen(kw_only=True)
 class WorkerSettings:
     """How a worker works."""
 
@@ -398,6 +426,7 @@ class Settings:
 
     database: DatabaseSettings = DatabaseSettings()
     keys: KeySettings = KeySettings()
+    secrets: SecretSettings = SecretSettings()
     worker: WorkerSettings = WorkerSettings()
     delivery: DeliverySettings = DeliverySettings()
     egress: EgressSettings = EgressSettings()

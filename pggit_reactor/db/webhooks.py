@@ -84,7 +84,8 @@ async def _opened(
     row: tuple[Any, ...], sealer: Sealer, defaults: WebhookDefaults
 ) -> Webhook | UnopenableWebhook:
     (webhook_id, name, revision, state, sealed_url, url_origin, concurrency, attempt_timeout, max_attempts,
-     give_up_after, sealed_headers, scope, max_body_bytes, versions, sealed_secrets) = row  # fmt: skip
+     give_up_after, sealed_headers, scope, max_body_bytes, versions, sealed_secrets,
+     secrets_change_in) = row  # fmt: skip
     try:
         url = (await sealer.open_async(sealed_url, place=url_place(webhook_id))).decode()
         headers = (
@@ -117,6 +118,7 @@ async def _opened(
         headers=headers,
         signature_scope=SignatureScope(scope),
         max_body_bytes=max_body_bytes or defaults.max_body_bytes,
+        secrets_change_in_seconds=secrets_change_in,
     )
 
 

@@ -12,6 +12,7 @@ from pggit_reactor.config.settings import Settings
 from pggit_reactor.db.claims import end_unknown, prune_limits
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
+from pggit_reactor.db.secrets import read_old_secrets
 from pggit_reactor.db.workers import (
     Heard,
     WorkerIdentity,
@@ -27,6 +28,7 @@ from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.key_watch import KeyWatch
+from pggit_reactor.runtime.secret_chores import SecretChores
 
 HEARTBEATS_A_LEASE: Final = 6
 HEARTBEAT_SECONDS_MAX: Final = 5.0
@@ -53,6 +55,12 @@ class Upkeep:
     health: Health
     in_flight: Callable[[], int]
     draining: bool = False
+    secret_chores: SecretChores = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.secret_chores = SecretChores(
+            settings=self.settings.secrets, keys=self.keys, worker_id=self.identity.worker_id
+        )
 
     @property
     def heartbeat_seconds(self) -> float:
@@ -111,24 +119,33 @@ class Upkeep:
         """Keep house for ever; of all workers of a database, one at a time does it."""
         hold = self.settings.delivery.unknown_webhook_hold_seconds
         while True:
-            try:
-                async with self.lane.use() as connection, connection.transaction():
-                    if await try_chores_lock(connection):
-                        ended = await end_unknown(connection, hold_seconds=hold)
-                        if ended:
-                            _log.warning("unknown_webhook_rows_ended", count=ended)
-                        await prune_limits(connection)
-                        await add_audit_partitions(connection)
-                        await forget_silent_workers(connection)
-            except DatabaseError as error:
-                _log.warning("chores_failed", reason=str(error))
+            # A transaction each: what one of them cannot do shall not undo the other.
+            for chores in (self._keep_house, self.secret_chores.run):
+                try:
+                    async with self.lane.use() as connection, connection.transaction():
+                        if await try_chores_lock(connection):
+                            await chores(connection)
+                except DatabaseError as error:
+                    _log.warning("chores_failed", reason=str(error))
             await trio.sleep(min(CHORES_SECONDS_MAX, max(1.0, hold)))
+
+    async def _keep_house(self, connection: TrioConnection) -> None:
+        ended = await end_unknown(
+            connection, hold_seconds=self.settings.delivery.unknown_webhook_hold_seconds
+        )
+        if ended:
+            _log.warning("unknown_webhook_rows_ended", count=ended)
+        await prune_limits(connection)
+        await add_audit_partitions(connection)
+        await forget_silent_workers(connection)
 
     async def refresh(self) -> None:
         """Read the figures that come from the database; for a scrape."""
         async with self.lane.use() as connection:
             figures = await read_figures(connection)
+            old = await read_old_secrets(connection, reminder_seconds=self.settings.secrets.reminder_seconds)
         self.metrics.set_queue(depth=figures.depth, oldest_age_seconds=figures.oldest_age_seconds)
         self.metrics.set_notification_queue_usage(figures.notification_queue_usage)
         self.metrics.set_webhooks_paused_unopenable(figures.paused_unopenable)
+        self.metrics.set_secrets_old(old.count)
         self.metrics.set_unknown_webhook_rows(figures.unknown_webhook_rows)

@@ -297,8 +297,9 @@ def test_openssl_says_that_our_ed25519_signature_is_right(tmp_path):
     (tmp_path / "key").write_bytes(bytes.fromhex("302a300506032b6570032100") + PUBLIC)
     (tmp_path / "signature").write_bytes(base64.b64decode(headers["webhook-signature"].partition(",")[2]))
     (tmp_path / "signed").write_bytes(f"{SPEC_ID}.{SPEC_TIMESTAMP}.".encode() + SPEC_BODY)
+    told = ["-pubin", "-keyform", "DER", "-inkey", "key", "-rawin", "-in", "signed", "-sigfile", "signature"]
     done = subprocess.run(
-        "openssl pkeyutl -verify -pubin -keyform DER -inkey key -rawin -in signed -sigfile signature".split(),
+        ["openssl", "pkeyutl", "-verify", *told],
         cwd=tmp_path,
         capture_output=True,
         text=True,
