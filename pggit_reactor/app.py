@@ -31,6 +31,7 @@ from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import SystemClock
 from pggit_reactor.runtime.signals import Command, Commands, open_commands
 from pggit_reactor.runtime.worker import Worker
+from pggit_reactor.security.key_command import read_master_key
 from pggit_reactor.security.keyring import Keyring, require_keyring
 from pggit_reactor.security.sealing import Sealer
 
@@ -63,7 +64,7 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
     *reread* gives the settings anew at SIGHUP; keys and log level follow it.
     """
     _configure_logging(settings)
-    keyring = require_keyring(settings.keys.master_key)
+    keyring = await _read_keyring(settings)
     if settings.database.url is None:
         raise ConfigurationError("no database is set; set PGGIT_REACTOR_DATABASE_URL (or DATABASE_URL)")
     identity = worker_identity(settings)
@@ -76,7 +77,7 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
     async def reload() -> Sealer:
         fresh = settings if reread is None else reread()
         _configure_logging(fresh)
-        fresh_keys = require_keyring(fresh.keys.master_key)
+        fresh_keys = await _read_keyring(fresh)
         await _check_database(fresh, fresh_keys)
         return Sealer(fresh_keys)
 
@@ -94,6 +95,11 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
         )
         _spare_collector()
         return await worker.run(commands)
+
+
+async def _read_keyring(settings: Settings) -> Keyring:
+    # In a thread: a command may take its time, and deliveries shall not wait for it.
+    return require_keyring(await trio.to_thread.run_sync(read_master_key, settings.keys))
 
 
 def _spare_collector() -> None:

@@ -128,7 +128,13 @@ class Session:
 
     def master_key(self) -> Secret[str] | None:
         """Return the text of the master keys, or None."""
-        text = self.settings.keys.master_key
+        return self._master_key
+
+    @cached_property
+    def _master_key(self) -> Secret[str] | None:
+        from pggit_reactor.security.key_command import read_master_key
+
+        text = read_master_key(self.settings.keys)
         if text is None and self.up_instance is not None:
             return self.up_instance.master_key()
         return text

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import stat
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -19,18 +14,24 @@ from pggit_reactor.cli.parameters import BIGINT, webhook_argument
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.cli.webhook_import import import_phase7
 from pggit_reactor.cli.webhook_keys import STORED_ONLY, keys_help, parse_change
+from pggit_reactor.cli.webhook_secret import (
+    algorithm_option,
+    read_secret,
+    rotate_secret,
+    say_secret,
+    shown_public,
+    shown_secret,
+)
 from pggit_reactor.cli.webhook_state import disable, enable, pause, resume
 from pggit_reactor.cli.webhook_trial import test
+from pggit_reactor.core.model import SignatureAlgorithm
 from pggit_reactor.core.secret import Secret
-from pggit_reactor.core.signing import new_secret, secret_key
-from pggit_reactor.errors import ConfigurationError
+from pggit_reactor.core.signing_keys import public_key_of
 
 if TYPE_CHECKING:
     from pggit_reactor.core.url_policy import Target
-    from pggit_reactor.db.registry import Change, Revealed, WebhookRecord
+    from pggit_reactor.db.registry import Change, Revealed, SecretRecord, WebhookRecord
 
-SECRET_FILE_OCTETS_MAX: Final = 4096
-_NEW_SECRET_OCTETS: Final = 32
 _KEYS_HELP: Final = (
     "\b\nKeys (KEY= with nothing behind it puts the default back, or takes a header or label away):\n"
     + keys_help()
@@ -49,7 +50,7 @@ def webhook() -> None:
     """
 
 
-for _command in (test, pause, resume, disable, enable, import_phase7):
+for _command in (test, pause, resume, disable, enable, rotate_secret, import_phase7):
     webhook.add_command(_command)
 
 
@@ -63,6 +64,7 @@ for _command in (test, pause, resume, disable, enable, import_phase7):
 @click.option(
     "--secret-file", metavar="F", help="The signing secret, from a file, or from - (standard input)."
 )
+@algorithm_option
 @click.option("--rate", metavar="R", help="Attempts a second; kept, not yet enforced.")
 @click.option("--burst", metavar="B", help="Attempts at once above the rate; kept, not yet enforced.")
 @click.option("--concurrency", metavar="C", help="Attempts in flight, 1 to 256; by default 32.")
@@ -77,6 +79,7 @@ def add(
     name: str | None,
     webhook_id: int | None,
     secret_file: str | None,
+    algorithm: str | None,
     rate: str | None,
     burst: str | None,
     concurrency: str | None,
@@ -97,18 +100,27 @@ def add(
     change = parse_change((f"url={url}", *given, *words))
     _warn_of_stored_only((*given, *words))
     _warn_of_single_pin(change)
-    made = secret_file is None
-    secret = _new_secret() if secret_file is None else _read_secret(secret_file)
+    secret = _secret(secret_file, algorithm)
     record = session.run(lambda: _add(session, change, secret, webhook_id, require_dns=require_dns))
-    shown = secret.reveal() if made else None
+    public_key = public_key_of(secret.reveal())
+    shown = shown_secret(secret, public_key) if secret_file is None else shown_public(public_key)
     if as_json:
         about = {"name": record.name, "url_origin": record.url_origin}
-        print_json(about | ({"secret": shown} if made else {}) | {"webhook_id": record.webhook_id})
+        print_json(about | shown | {"webhook_id": record.webhook_id})
         return
     click.echo(f"registered {record.name} for {record.url_origin}")
-    if made:
-        click.echo(f"signing secret, shown only now: {shown}")
+    say_secret(shown)
     click.echo(record.webhook_id)
+
+
+def _secret(secret_file: str | None, algorithm: str | None) -> Secret[str]:
+    from pggit_reactor.db.secrets import draw_secret
+
+    if secret_file is None:
+        return draw_secret(SignatureAlgorithm(algorithm or SignatureAlgorithm.HMAC_SHA256))
+    if algorithm is not None:
+        raise click.UsageError("--algorithm is for a secret that is made here; a file's is what it is")
+    return read_secret(secret_file)
 
 
 async def _add(
@@ -154,36 +166,6 @@ def _warn_of_single_pin(change: Change) -> None:
             "pin the key that it will use next as well",
             err=True,
         )
-
-
-def _new_secret() -> Secret[str]:
-    return Secret(new_secret(secrets.token_bytes(_NEW_SECRET_OCTETS)))
-
-
-def _read_secret(place: str) -> Secret[str]:
-    """Return the signing secret in the file *place*, or on standard input; a line's end is not part of it."""
-    try:
-        if place == "-":
-            octets = sys.stdin.buffer.read(SECRET_FILE_OCTETS_MAX + 1)
-        else:
-            with Path(place).open("rb") as file:
-                _warn_of_mode(place, file.fileno())
-                octets = file.read(SECRET_FILE_OCTETS_MAX + 1)
-        content = octets.decode("utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the secret from {place}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"the secret in {place} is not UTF-8") from None
-    if len(octets) > SECRET_FILE_OCTETS_MAX or "\n" in content:
-        raise ConfigurationError(f"{place} is no signing secret: it has several lines or is too long")
-    secret_key(content)  # refuses what cannot sign
-    return Secret(content)
-
-
-def _warn_of_mode(place: str, descriptor: int) -> None:
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
-        click.echo(f"warning: {place} is readable by everybody; right is mode 0600", err=True)
 
 
 @webhook.command("list")
@@ -239,10 +221,17 @@ def show(session: Session, which: int | str, reveal: bool, as_json: bool) -> Non
         return
     facts = {name: value for name, value in _fields(record).items() if name != "secrets"}
     facts["secret_versions"] = [secret.version for secret in record.secrets]
+    facts |= {f"secret_{secret.version}": _secret_fact(secret) for secret in record.secrets}
     facts["waiting"] = waiting
     print_facts(facts)
     if revealed is not None:
         _print_revealed(revealed)
+
+
+def _secret_fact(secret: SecretRecord) -> str:
+    until = "" if secret.expires_at is None else f", until {secret.expires_at}"
+    public = "" if secret.public_key is None else f", public key {secret.public_key}"
+    return f"{secret.algorithm}, since {secret.not_before}{until}, by {secret.created_by or '-'}{public}"
 
 
 async def _show(

@@ -99,6 +99,11 @@ KEYS: Final = MappingProxyType(
         "pins": _Key(
             "pins", f"sha256/BASE64 of the receiver's public key, 1 to {PINS_MAX} with commas", parse_pins
         ),
+        "rotate_every": _Key(
+            "rotate_every",
+            "how often a new signing secret is made, from 1h to 3650d; by default never",
+            _seconds(3600, 3650 * _DAY_SECONDS),
+        ),
         "rate": _Key("rate_per_s", "attempts a second, 0 for no limit; kept, not yet enforced", _rate),
         "burst": _Key("burst", "attempts, 1 to 1000000; kept, not yet enforced", _whole(1, 1_000_000)),
     }

@@ -15,6 +15,7 @@ import attrs
 from pggit_reactor.config.setting import (
     Check,
     about,
+    command_complaint,
     dsn_complaint,
     host_complaint,
     judge,
@@ -115,6 +116,45 @@ class KeySettings:
             "Master keys, the active one first: ID:base64:... or ID:passphrase:..., a line or comma each.",
             secret=True,
             variable="MASTER_KEY",
+        ),
+    )
+    master_key_command: str = attrs.field(
+        default="",
+        validator=judge,
+        metadata=about(
+            "keys.master_key_command",
+            "A program and its arguments that prints the master keys, instead of keys.master_key; run without a shell, "
+            "for 10 s at most.",
+            variable="MASTER_KEY_COMMAND",
+            check=command_complaint,
+        ),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class SecretSettings:
+    """How signing secrets are rotated."""
+
+    grace_seconds: float = attrs.field(
+        default=30 * _DAY_SECONDS,
+        validator=judge,
+        metadata=about(
+            "secrets.grace_seconds",
+            "How long the secrets before a new one sign on; a rotation by schedule lets them for one period at most.",
+            unit="s",
+            least=1,
+            most=366 * _DAY_SECONDS,
+        ),
+    )
+    reminder_seconds: float = attrs.field(
+        default=90 * _DAY_SECONDS,
+        validator=judge,
+        metadata=about(
+            "secrets.reminder_seconds",
+            "After how long a signing secret counts as old, for a metric and a daily log event; 0: never.",
+            unit="s",
+            least=0,
+            most=3660 * _DAY_SECONDS,
         ),
     )
 
@@ -418,6 +458,7 @@ class Settings:
 
     database: DatabaseSettings = DatabaseSettings()
     keys: KeySettings = KeySettings()
+    secrets: SecretSettings = SecretSettings()
     worker: WorkerSettings = WorkerSettings()
     delivery: DeliverySettings = DeliverySettings()
     egress: EgressSettings = EgressSettings()
@@ -438,6 +479,7 @@ class Settings:
         complaints = (
             lease_complaint(self.worker.lease_seconds, self.delivery.timeout_seconds),
             body_budget_complaint(self.worker.body_bytes_max, self.delivery.max_body_bytes),
+            key_source_complaint(self.keys.master_key, self.keys.master_key_command),
         )
         for complaint in filter(None, complaints):
             raise ConfigurationError(complaint)
@@ -462,3 +504,10 @@ def body_budget_complaint(body_bytes_max: int, max_body_bytes: int) -> str | Non
         f"worker.body_bytes_max: {body_bytes_max} is less than delivery.max_body_bytes {max_body_bytes}: the "
         f"largest body could never be loaded; right is {max_body_bytes} or more"
     )
+
+
+def key_source_complaint(master_key: Secret[str] | None, master_key_command: str) -> str | None:
+    """Say that master keys come from two places, of which one would be forgotten; None if they do not."""
+    if master_key is None or not master_key_command:
+        return None
+    return "keys.master_key and keys.master_key_command are both set; right is one of them"

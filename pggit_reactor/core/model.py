@@ -69,6 +69,13 @@ class SignatureScope(StrEnum):
     BODY_ONLY = "body-only"
 
 
+class SignatureAlgorithm(StrEnum):
+    """What a signing secret signs with."""
+
+    HMAC_SHA256 = "hmac-sha256"
+    ED25519 = "ed25519"
+
+
 @attrs.frozen(kw_only=True)
 class Answer:
     """What a receiver answered: the whole head arrived and was well formed."""
@@ -130,6 +137,8 @@ class Webhook:
     """Scheme, host and port: what people and logs may see."""
     secrets: tuple[Secret[str], ...]
     """Newest first; one signature each."""
+    secrets_change_in_seconds: float | None = None
+    """When, from its loading on, other secrets are the valid ones by the passing of time alone; None: never."""
     concurrency: int = 32
     attempt_timeout_seconds: float = 5.0
     max_attempts: int | None = None

@@ -15,8 +15,9 @@ from typing import Any, Final
 import attrs
 
 from pggit_reactor.core.headers import check_extra_headers
-from pggit_reactor.core.model import SignatureScope, WebhookId
+from pggit_reactor.core.model import SignatureAlgorithm, SignatureScope, WebhookId
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.signing_keys import algorithm_of, public_key_of
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
 from pggit_reactor.db.webhooks import (
@@ -60,6 +61,8 @@ class Policy:
     signature_scope: SignatureScope | None = None
     pins: list[str] | None = attrs.field(default=None, converter=attrs.converters.optional(list))
     """As `core.pins` reads them; a list, as psycopg gives and takes an array."""
+    rotate_every: float | None = None
+    """Seconds between new signing secrets."""
 
 
 @attrs.frozen(kw_only=True)
@@ -95,6 +98,9 @@ class SecretRecord:
     expires_at: str | None
     created_at: str
     created_by: str | None
+    algorithm: str
+    public_key: str | None
+    """What receivers verify with, where it is an Ed25519 key."""
 
 
 @attrs.frozen(kw_only=True)
@@ -118,6 +124,8 @@ class WebhookRecord:
     give_up_after_seconds: float
     max_body_bytes: int | None
     signature_scope: str
+    rotate_every_seconds: float | None
+    next_rotation: datetime | None
     has_headers: bool
     pins: tuple[str, ...]
     ca_fingerprints: tuple[str, ...]
@@ -167,15 +175,36 @@ async def add(
             await connection.execute(_SQL["add"], {**state.bound(), "webhook_id": new_id, "by": by.name})
         except DatabaseError as error:
             raise _taken(error, new_id, state.name) from error
-        sealed = await sealer.seal_async(secret.reveal().encode(), place=secret_place(new_id, 1))
-        await connection.execute(
-            _SQL["add_secret"],
-            {"webhook_id": new_id, "version": 1, "sealed_secret": sealed, "by": by.name},
-        )
+        algorithm = await add_secret(connection, sealer, WebhookId(new_id), 1, secret, by=by)
         seen = {name: value for name, value in state.seen().items() if value not in (None, [], {})}
+        first = {"version": 1, "algorithm": algorithm}
         await audit(connection, "webhook_added", webhook_id=new_id, by=by, details=seen)
-        await audit(connection, "secret_added", webhook_id=new_id, by=by, details={"version": 1})
+        await audit(connection, "secret_added", webhook_id=new_id, by=by, details=first)
     return WebhookId(new_id)
+
+
+async def add_secret(
+    connection: TrioConnection,
+    sealer: Sealer,
+    webhook_id: WebhookId,
+    version: int,
+    secret: Secret[str],
+    *,
+    by: By,
+) -> SignatureAlgorithm:
+    """Write a version of a webhook's signing secret; return what it signs with."""
+    place = secret_place(webhook_id, version)
+    algorithm = algorithm_of(secret.reveal())
+    bound = {
+        "webhook_id": webhook_id,
+        "version": version,
+        "sealed_secret": await sealer.seal_async(secret.reveal().encode(), place=place),
+        "algorithm": algorithm,
+        "public_key": public_key_of(secret.reveal()),
+        "by": by.name,
+    }
+    await connection.execute(_SQL["add_secret"], bound)
+    return algorithm
 
 
 async def change_webhook(
@@ -399,6 +428,14 @@ def _merged(
     touched = {name.lower() for name in change}
     kept = {name: value for name, value in old.items() if name.lower() not in touched}
     return kept | {name: value for name, value in change.items() if value is not None}
+
+
+async def locked_webhook(
+    connection: TrioConnection, which: int | str
+) -> tuple[WebhookId, SignatureScope | None]:
+    """Lock a webhook until the transaction ends; return its id and scope. `NotFoundError`."""
+    webhook_id, state = await _locked(connection, which)
+    return webhook_id, state.policy.signature_scope
 
 
 async def _locked(connection: TrioConnection, which: int | str) -> tuple[WebhookId, _State]:

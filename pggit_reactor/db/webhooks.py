@@ -95,7 +95,7 @@ async def _opened(
 ) -> Webhook | UnopenableWebhook:
     (webhook_id, name, revision, state, sealed_url, url_origin, concurrency, attempt_timeout, max_attempts,
      give_up_after, sealed_headers, scope, max_body_bytes, pins, sealed_ca, sealed_client_certificate,
-     versions, sealed_secrets) = row  # fmt: skip
+     versions, sealed_secrets, secrets_change_in) = row  # fmt: skip
     try:
         url = (await sealer.open_async(sealed_url, place=url_place(webhook_id))).decode()
         headers = (
@@ -135,6 +135,7 @@ async def _opened(
         pins=tuple(pins or ()),
         ca=ca,
         client_certificate=client_certificate,
+        secrets_change_in_seconds=secrets_change_in,
     )
 
 

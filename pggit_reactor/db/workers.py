@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -40,6 +40,16 @@ class Figures:
     unknown_webhook_rows: int
 
 
+@attrs.frozen(kw_only=True)
+class Heard:
+    """What a heartbeat brings back."""
+
+    time: float
+    """The database's, in Unix seconds."""
+    keys_in_use: tuple[str, ...]
+    """Ids of the master keys that something may be sealed with."""
+
+
 async def heartbeat(
     connection: TrioConnection,
     identity: WorkerIdentity,
@@ -47,8 +57,10 @@ async def heartbeat(
     state: str,
     in_flight: int,
     silence_seconds: float,
-) -> float:
-    """Say that the worker lives; return the database's time in Unix seconds.
+    key_ids: Sequence[str] = (),
+    proved_key_ids: Sequence[str] = (),
+) -> Heard:
+    """Say that the worker lives and which master keys it has; return what the database says to it.
 
     A gap of more than *silence_seconds* since the last heartbeat is remembered: see `claims.claim`.
     """
@@ -64,12 +76,14 @@ async def heartbeat(
             "state": state,
             "in_flight": in_flight,
             "silence_seconds": silence_seconds,
+            "key_ids": list(key_ids),
+            "proved_key_ids": list(proved_key_ids),
         },
         prepare=True,
     )
     row = await cursor.fetchone()
     assert row is not None
-    return float(row[0])
+    return Heard(time=float(row[0]), keys_in_use=tuple(row[1]))
 
 
 async def try_chores_lock(connection: TrioConnection) -> bool:

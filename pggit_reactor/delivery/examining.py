@@ -14,6 +14,7 @@ from pggit_reactor.core.model import AttemptFailure, FailureKind
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import new_secret
 from pggit_reactor.core.url_policy import Target
+from pggit_reactor.delivery.exchange import Route
 from pggit_reactor.delivery.sender import WebhookTransport, user_agent
 from pggit_reactor.errors import UrlRefusedError
 
@@ -68,8 +69,7 @@ async def _send(
     outcomes: list[Outcome] = []
     for request in case.compose(material):
         result = await transport.post(
-            key=_KEY,
-            target=target,
+            route=Route(owner=_KEY, target=target),
             headers=(*request.headers, ("User-Agent", user_agent())),
             body=request.body,
             deadline_seconds=deadline_seconds,

@@ -198,6 +198,10 @@ class Metrics(Collector):
         """Set how many webhooks are paused because no key opens their URL or secret."""
         self._paused_unopenable.set(count)
 
+    def set_secrets_old(self, count: int) -> None:
+        """Set how many webhooks have no signing secret younger than the reminder."""
+        self._secrets_old.set(count)
+
     def set_egress_relaxations(self, count: int) -> None:
         """Set how many entries `egress.unsafe_allow` has."""
         self._egress_relaxations.set(count)
@@ -303,6 +307,9 @@ class Metrics(Collector):
         )
         self._paused_unopenable = self._gauge(
             "webhooks_paused_unopenable", "Webhooks paused because no key opens them."
+        )
+        self._secrets_old = self._gauge(
+            "webhook_secrets_old", "Webhooks whose newest signing secret is older than the reminder."
         )
         self._egress_relaxations = self._gauge("egress_relaxations", "Entries of egress.unsafe_allow.")
         self._unknown_webhook_rows = self._gauge(

@@ -10,9 +10,12 @@ import trio
 
 from pggit_reactor.config.settings import Settings
 from pggit_reactor.db.claims import end_unknown, prune_limits
+from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.db.migrate import refuse_newer
+from pggit_reactor.db.secrets import read_old_secrets
 from pggit_reactor.db.workers import (
+    Heard,
     WorkerIdentity,
     add_audit_partitions,
     forget_silent_workers,
@@ -25,6 +28,8 @@ from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.key_watch import KeyWatch
+from pggit_reactor.runtime.secret_chores import SecretChores
 
 HEARTBEATS_A_LEASE: Final = 6
 HEARTBEAT_SECONDS_MAX: Final = 5.0
@@ -44,6 +49,7 @@ class Upkeep:
 
     lane: Lane
     identity: WorkerIdentity
+    keys: KeyWatch
     settings: Settings
     clock: Clock
     metrics: Metrics
@@ -55,6 +61,12 @@ class Upkeep:
     outdated: SchemaTooNewError | None = None
     """A contract step was applied that this program does not know: it must end."""
     _is_outdated: trio.Event = attrs.field(factory=trio.Event, init=False)
+    secret_chores: SecretChores = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.secret_chores = SecretChores(
+            settings=self.settings.secrets, keys=self.keys, worker_id=self.identity.worker_id
+        )
 
     @property
     def heartbeat_seconds(self) -> float:
@@ -66,6 +78,11 @@ class Upkeep:
         """After how long a silence a worker counts as dead."""
         return self.heartbeat_seconds * HEARTBEATS_MISSED_MAX
 
+    @property
+    def state(self) -> str:
+        """What the worker is doing."""
+        return "draining" if self.draining else "running"
+
     async def run_heartbeat(self) -> None:
         """Beat for ever; sooner while the database is thought lost: `/ready` says no until a beat is written."""
         due_at = trio.current_time() + self.heartbeat_seconds
@@ -74,7 +91,7 @@ class Upkeep:
             database = self.health.ready().checks.get("database")
             if trio.current_time() >= due_at or database is None or not database.ok:
                 due_at = trio.current_time() + self.heartbeat_seconds
-                await self.beat("draining" if self.draining else "running")
+                await self.beat(self.state)
 
     async def beat(self, state: str) -> None:
         """Say once that the worker lives, measure the clocks' difference, and say whether the database answers."""
@@ -84,14 +101,10 @@ class Upkeep:
                     # First: what was taken away may be what the heartbeat needs.
                     await refuse_newer(connection, self.schema_version)
                 before = self.clock.wall()
-                database_time = await heartbeat(
-                    connection,
-                    self.identity,
-                    state=state,
-                    in_flight=self.in_flight(),
-                    silence_seconds=self.silence_seconds,
-                )
-                skew = database_time - (before + self.clock.wall()) / 2
+                heard = await self._say(connection, state)
+                skew = heard.time - (before + self.clock.wall()) / 2
+                if await self.keys.judge(connection, heard.keys_in_use):
+                    await self._say(connection, state)
         except SchemaTooNewError as error:
             _log.critical("schema_too_new", reason=str(error))
             self.outdated = error
@@ -109,28 +122,48 @@ class Upkeep:
         """Wait until the schema is too new for this program."""
         await self._is_outdated.wait()
 
+    async def _say(self, connection: TrioConnection, state: str) -> Heard:
+        return await heartbeat(
+            connection,
+            self.identity,
+            state=state,
+            in_flight=self.in_flight(),
+            silence_seconds=self.silence_seconds,
+            key_ids=self.keys.keyring.ids,
+            proved_key_ids=self.keys.proved_ids,
+        )
+
     async def run_chores(self) -> None:
         """Keep house for ever; of all workers of a database, one at a time does it."""
         hold = self.settings.delivery.unknown_webhook_hold_seconds
         while True:
-            try:
-                async with self.lane.use() as connection, connection.transaction():
-                    if await try_chores_lock(connection):
-                        ended = await end_unknown(connection, hold_seconds=hold)
-                        if ended:
-                            _log.warning("unknown_webhook_rows_ended", count=ended)
-                        await prune_limits(connection)
-                        await add_audit_partitions(connection)
-                        await forget_silent_workers(connection)
-            except DatabaseError as error:
-                _log.warning("chores_failed", reason=str(error))
+            # A transaction each: what one of them cannot do shall not undo the other.
+            for chores in (self._keep_house, self.secret_chores.run):
+                try:
+                    async with self.lane.use() as connection, connection.transaction():
+                        if await try_chores_lock(connection):
+                            await chores(connection)
+                except DatabaseError as error:
+                    _log.warning("chores_failed", reason=str(error))
             await trio.sleep(min(CHORES_SECONDS_MAX, max(1.0, hold)))
+
+    async def _keep_house(self, connection: TrioConnection) -> None:
+        ended = await end_unknown(
+            connection, hold_seconds=self.settings.delivery.unknown_webhook_hold_seconds
+        )
+        if ended:
+            _log.warning("unknown_webhook_rows_ended", count=ended)
+        await prune_limits(connection)
+        await add_audit_partitions(connection)
+        await forget_silent_workers(connection)
 
     async def refresh(self) -> None:
         """Read the figures that come from the database; for a scrape."""
         async with self.lane.use() as connection:
             figures = await read_figures(connection)
+            old = await read_old_secrets(connection, reminder_seconds=self.settings.secrets.reminder_seconds)
         self.metrics.set_queue(depth=figures.depth, oldest_age_seconds=figures.oldest_age_seconds)
         self.metrics.set_notification_queue_usage(figures.notification_queue_usage)
         self.metrics.set_webhooks_paused_unopenable(figures.paused_unopenable)
+        self.metrics.set_secrets_old(old.count)
         self.metrics.set_unknown_webhook_rows(figures.unknown_webhook_rows)

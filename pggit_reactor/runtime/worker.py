@@ -43,6 +43,7 @@ from pggit_reactor.runtime.claimer import Brakes, Capacity, Claimer, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.fanout import FanOut
 from pggit_reactor.runtime.http_port import WorkerProbes, serve_http_port
+from pggit_reactor.runtime.key_watch import KeyWatch
 from pggit_reactor.runtime.settler import Settler
 from pggit_reactor.runtime.signals import Command, Commands
 from pggit_reactor.runtime.supervisor import supervise
@@ -104,6 +105,7 @@ class Worker:
         self._upkeep = Upkeep(
             lane=self._side,
             identity=self.identity,
+            keys=KeyWatch(self.sealer.keyring),
             settings=self.settings,
             clock=self.clock,
             metrics=self.metrics,
@@ -402,9 +404,13 @@ class Worker:
         if self.reload is None:
             return
         try:
-            self._book.sealer = await self.reload()
+            self.sealer = await self.reload()
         except (ConfigurationError, DatabaseError, MigrationError) as error:
             _log.error("reload_refused", reason=str(error))
             return
+        self._book.sealer = self.sealer
         self._book.forget()
-        _log.info("reloaded")
+        self._upkeep.keys.replace(self.sealer.keyring)
+        # At once, for `key rotate` may wait to hear that this worker has the new key.
+        await self._upkeep.beat(self._upkeep.state)
+        _log.info("reloaded", key_ids=list(self.sealer.keyring.ids))

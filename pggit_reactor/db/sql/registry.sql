@@ -5,7 +5,7 @@ SELECT pggit.next_webhook_id();
 INSERT INTO pggit.webhook (
     webhook_id, name, sealed_url, url_origin, rate_per_s, burst, concurrency, attempt_timeout, max_attempts,
     give_up_after, sealed_headers, max_body_bytes, signature_scope, pins, sealed_ca, ca_fingerprints, ca_expires_at,
-    sealed_client_certificate, client_certificate_fingerprints, client_certificate_expires_at, labels, state_by)
+    sealed_client_certificate, client_certificate_fingerprints, client_certificate_expires_at, rotate_every, labels, state_by)
 VALUES (
     %(webhook_id)s, %(name)s, %(sealed_url)s, %(url_origin)s, coalesce(%(rate_per_s)s::numeric, 100),
     coalesce(%(burst)s::integer, 20), coalesce(%(concurrency)s::integer, 32),
@@ -13,11 +13,12 @@ VALUES (
     make_interval(secs => coalesce(%(give_up_after)s::float8, 259200)), %(sealed_headers)s, %(max_body_bytes)s::integer,
     coalesce(%(signature_scope)s, 'full'), %(pins)s::text[], %(sealed_ca)s, %(ca_fingerprints)s::text[],
     %(ca_expires_at)s::timestamptz, %(sealed_client_certificate)s, %(client_certificate_fingerprints)s::text[],
-    %(client_certificate_expires_at)s::timestamptz, %(labels)s::jsonb, %(by)s);
+    %(client_certificate_expires_at)s::timestamptz,
+    make_interval(secs => %(rotate_every)s::float8), %(labels)s::jsonb, %(by)s);
 
 -- name: add_secret
-INSERT INTO pggit.webhook_secret (webhook_id, version, sealed_secret, created_by)
-VALUES (%(webhook_id)s, %(version)s, %(sealed_secret)s, %(by)s);
+INSERT INTO pggit.webhook_secret (webhook_id, version, sealed_secret, algorithm, public_key, created_by)
+VALUES (%(webhook_id)s, %(version)s, %(sealed_secret)s, %(algorithm)s, %(public_key)s, %(by)s);
 
 -- name: change
 -- Writes every changeable column: the row is locked and was read in the same transaction.
@@ -41,6 +42,7 @@ SET name = %(name)s,
     sealed_client_certificate = %(sealed_client_certificate)s,
     client_certificate_fingerprints = %(client_certificate_fingerprints)s::text[],
     client_certificate_expires_at = %(client_certificate_expires_at)s::timestamptz,
+    rotate_every = make_interval(secs => %(rotate_every)s::float8),
     labels = %(labels)s::jsonb
 WHERE w.webhook_id = %(webhook_id)s;
 
@@ -58,7 +60,8 @@ SELECT
     w.sealed_ca, w.ca_fingerprints, w.ca_expires_at,
     w.sealed_client_certificate, w.client_certificate_fingerprints, w.client_certificate_expires_at,
     w.rate_per_s::float8, w.burst, w.concurrency, extract(epoch FROM w.attempt_timeout)::float8, w.max_attempts,
-    extract(epoch FROM w.give_up_after)::float8, w.max_body_bytes, w.signature_scope, w.pins
+    extract(epoch FROM w.give_up_after)::float8, w.max_body_bytes, w.signature_scope, w.pins,
+    extract(epoch FROM w.rotate_every)::float8
 FROM pggit.webhook AS w
 WHERE w.webhook_id = %(webhook_id)s::bigint OR w.name = %(name)s::text
 FOR UPDATE;
@@ -74,13 +77,17 @@ SELECT
     w.rate_per_s::float8 AS rate_per_s, w.burst, w.concurrency,
     extract(epoch FROM w.attempt_timeout)::float8 AS attempt_timeout_seconds, w.max_attempts,
     extract(epoch FROM w.give_up_after)::float8 AS give_up_after_seconds, w.max_body_bytes, w.signature_scope,
+    extract(epoch FROM w.rotate_every)::float8 AS rotate_every_seconds,
+    (SELECT s.not_before + w.rotate_every FROM pggit.webhook_secret AS s WHERE s.webhook_id = w.webhook_id
+     ORDER BY s.version DESC LIMIT 1) AS next_rotation,
     w.sealed_headers IS NOT NULL AS has_headers, coalesce(w.pins, '{}') AS pins,
     coalesce(w.ca_fingerprints, '{}') AS ca_fingerprints, w.ca_expires_at,
     coalesce(w.client_certificate_fingerprints, '{}') AS client_certificate_fingerprints, w.client_certificate_expires_at,
     w.labels, w.created_at, w.updated_at,
     (SELECT coalesce(json_agg(json_build_object('version', s.version, 'not_before', s.not_before,
                                                 'expires_at', s.expires_at, 'created_at', s.created_at,
-                                                'created_by', s.created_by) ORDER BY s.version DESC), '[]')
+                                                'created_by', s.created_by, 'algorithm', s.algorithm,
+                                                'public_key', s.public_key) ORDER BY s.version DESC), '[]')
      FROM pggit.webhook_secret AS s WHERE s.webhook_id = w.webhook_id) AS secrets,
     h.health_status, coalesce(h.total_deliveries, 0) AS attempts, coalesce(h.successful_deliveries, 0) AS successes
 FROM pggit.webhook AS w
