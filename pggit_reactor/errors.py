@@ -17,6 +17,7 @@ A class exists only where a caller would act differently::
     ├── UrlRefusedError             the URL policy refuses a URL, a name or an address
     ├── BadHeadersError             a header of a row or of a webhook may not be sent
     ├── SealError                   a sealed value does not open: wrong key, wrong row or altered
+    ├── AuditChainError             the audit chain ends in what no holder of the keys wrote: verify it
     ├── NotFoundError               nothing has that id or name
     └── VerificationError           a received request is not what its signature says
 
@@ -87,6 +88,10 @@ class BadHeadersError(ReactorError):
 
 class SealError(ReactorError):
     """A sealed value does not open: wrong key, wrong row, or altered."""
+
+
+class AuditChainError(ReactorError):
+    """The audit chain ends in a segment that no holder of the master key wrote."""
 
 
 class NotFoundError(ReactorError):

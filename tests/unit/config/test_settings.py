@@ -36,6 +36,7 @@ def test_the_defaults_are_those_of_the_contract():
     delivery = settings.delivery
     assert (delivery.timeout_seconds, delivery.backoff_base_seconds) == (5, 5)
     assert (delivery.unknown_webhook_hold_seconds, delivery.max_body_bytes) == (86_400, 1_048_576)
+    assert attrs.astuple(settings.retention) == (365, 0, 0)
     assert attrs.astuple(settings.egress) == ("443", "", "", "")
     assert attrs.astuple(settings.metrics) == ("127.0.0.1", 8000)
     assert attrs.astuple(settings.api) == ("127.0.0.1", 8080, None)
@@ -186,7 +187,8 @@ CONTRACT_NAMES = """
     DATABASE_URL DATABASE_LISTEN_URL MASTER_KEY WORKER_LEASE_SECONDS WORKER_POLL_SECONDS WORKER_DRAIN_SECONDS
     DELIVERY_TIMEOUT_SECONDS DELIVERY_BACKOFF_BASE_SECONDS DELIVERY_UNKNOWN_WEBHOOK_HOLD_SECONDS
     EGRESS_UNSAFE_ALLOW METRICS_HOST METRICS_PORT API_HOST API_PORT API_TOKEN_KEY POSTGRES_BIN WORKER_ID
-    LOG_LEVEL LOG_FORMAT EGRESS_PORTS EGRESS_ALLOW EGRESS_DENY WORKER_ATTEMPTS_MAX WORKER_BODY_BYTES_MAX
+    LOG_LEVEL LOG_FORMAT RETENTION_AUDIT_DAYS RETENTION_DELIVERED_DAYS RETENTION_FAILED_DAYS
+    EGRESS_PORTS EGRESS_ALLOW EGRESS_DENY WORKER_ATTEMPTS_MAX WORKER_BODY_BYTES_MAX
     DELIVERY_MAX_BODY_BYTES WORKER_PROCESSES
 """
 
