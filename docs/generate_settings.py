@@ -43,6 +43,7 @@ SECTIONS = {
     "secrets": "How signing secrets are rotated; see [rotation](operations.md#rotate-signing-secrets).",
     "worker": "How a worker works. At SIGHUP it takes up new keys and a new log level; the rest at its next start.",
     "delivery": "How a delivery is attempted. A webhook may have values of its own (`webhook set`).",
+    "retention": "How long what is over is kept; see [how long](data-protection.md#how-long).",
     "egress": "Where requests may go; see [security](security.md#where-requests-may-go).",
     "metrics": "Where a worker, or a supervisor, serves its probes.",
     "api": "Checked, and used by nothing in this version.",

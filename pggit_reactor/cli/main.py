@@ -28,6 +28,7 @@ COMMANDS: Final = MappingProxyType(
         "delivery": Lazy("delivery", "delivery", "Look at deliveries, and replay, requeue or cancel them"),
         "route": Lazy("route", "route", "Say which webhooks get which alerts, and ask why"),
         "key": Lazy("key", "key", "Make master keys, and check them against the database"),
+        "audit": Lazy("audit", "audit", "Read the audit log, and prove that it is whole"),
         "url": Lazy("url", "url", "Ask the URL policy"),
         "receiver": Lazy("receiver", "receiver", "Examine a receiver of webhooks"),
         "doctor": Lazy("doctor", "doctor", "Look for trouble, and say what to do about it"),

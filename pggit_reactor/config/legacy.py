@@ -19,6 +19,7 @@ HONOURED: Final[Mapping[str, str]] = MappingProxyType(
         "HTTP_TIMEOUT": "delivery.timeout_seconds",
         "LOG_LEVEL": "log.level",
         "METRICS_PORT": "metrics.port",
+        "AUDIT_LOG_RETENTION_DAYS": "retention.audit_days",
     }
 )
 """Legacy variable to the key of the setting that it sets."""
@@ -61,7 +62,6 @@ REPORTED: Final[Mapping[str, str]] = MappingProxyType(
         "RATE_LIMIT_PER_REQUESTER_RPS": _API_RATE,
         "REDIS_URL": "all state is in PostgreSQL",
         "AUDIT_LOG_ENABLED": "the audit log is always kept",
-        "AUDIT_LOG_RETENTION_DAYS": "the audit log is kept for 365 days",
         "KEY_ROTATION_INTERVAL_DAYS": "rotation is a property of a webhook; a reminder comes after 90 days",
         "KEY_ROTATION_GRACE_PERIOD_DAYS": "during a rotation both secrets are valid for 30 days",
         "PROMETHEUS_ENABLED": "/metrics is always served",

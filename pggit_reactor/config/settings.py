@@ -31,6 +31,7 @@ LEASE_MARGIN_SECONDS: Final = 3.0
 """A lease is at least this much longer than an attempt, so that no attempt outlives its lease (DESIGN 4)."""
 ATTEMPT_TIMEOUT_SECONDS_MAX: Final = 20.0
 BACKOFF_CAP_SECONDS: Final = 1800.0
+RETENTION_DAYS_MAX: Final = 36_500
 _BODY_BYTES_MAX: Final = 16_777_216  # As the column pggit.webhook.max_body_bytes.
 _DAY_SECONDS: Final = 86_400.0
 
@@ -292,6 +293,42 @@ class DeliverySettings:
 
 
 @attrs.frozen(kw_only=True)
+class RetentionSettings:
+    """How long what is over is kept."""
+
+    audit_days: int = attrs.field(
+        default=365,
+        validator=judge,
+        metadata=about(
+            "retention.audit_days",
+            "Sealed audit rows are dropped after so many days; the chain stays verifiable.",
+            least=1,
+            most=RETENTION_DAYS_MAX,
+        ),
+    )
+    delivered_days: int = attrs.field(
+        default=0,
+        validator=judge,
+        metadata=about(
+            "retention.delivered_days",
+            "Delivered deliveries, with their log, are removed after so many days; 0: never.",
+            least=0,
+            most=RETENTION_DAYS_MAX,
+        ),
+    )
+    failed_days: int = attrs.field(
+        default=0,
+        validator=judge,
+        metadata=about(
+            "retention.failed_days",
+            "Failed deliveries, with their log, are removed after so many days; 0: never.",
+            least=0,
+            most=RETENTION_DAYS_MAX,
+        ),
+    )
+
+
+@attrs.frozen(kw_only=True)
 class EgressSettings:
     """Where requests may go. The texts are those of `pggit_reactor.core.egress`."""
 
@@ -461,6 +498,7 @@ class Settings:
     secrets: SecretSettings = SecretSettings()
     worker: WorkerSettings = WorkerSettings()
     delivery: DeliverySettings = DeliverySettings()
+    retention: RetentionSettings = RetentionSettings()
     egress: EgressSettings = EgressSettings()
     metrics: MetricsSettings = MetricsSettings()
     api: ApiSettings = ApiSettings()

@@ -202,6 +202,15 @@ class Metrics(Collector):
         """Set how many webhooks have no signing secret younger than the reminder."""
         self._secrets_old.set(count)
 
+    def audit_sealed(self, rows: int) -> None:
+        """Count a segment of the audit chain, and its rows."""
+        self._audit_segments.inc()
+        self._audit_rows.inc(rows)
+
+    def audit_seal_failed(self) -> None:
+        """Count a pass over the audit log that sealed nothing, though it should have."""
+        self._audit_seal_failures.inc()
+
     def set_egress_relaxations(self, count: int) -> None:
         """Set how many entries `egress.unsafe_allow` has."""
         self._egress_relaxations.set(count)
@@ -310,6 +319,11 @@ class Metrics(Collector):
         )
         self._secrets_old = self._gauge(
             "webhook_secrets_old", "Webhooks whose newest signing secret is older than the reminder."
+        )
+        self._audit_segments = self._counter("audit_segments", "Segments put on the audit chain.")
+        self._audit_rows = self._counter("audit_rows_sealed", "Audit rows in them.")
+        self._audit_seal_failures = self._counter(
+            "audit_seal_failures", "Passes over the audit log that should have sealed and did not."
         )
         self._egress_relaxations = self._gauge("egress_relaxations", "Entries of egress.unsafe_allow.")
         self._unknown_webhook_rows = self._gauge(

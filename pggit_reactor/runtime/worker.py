@@ -38,6 +38,7 @@ from pggit_reactor.errors import ConfigurationError, DatabaseError, MigrationErr
 from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
+from pggit_reactor.runtime.audit_keeper import AuditKeeper
 from pggit_reactor.runtime.body_budget import BodyBudget
 from pggit_reactor.runtime.claimer import Brakes, Capacity, Claimer, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
@@ -50,6 +51,7 @@ from pggit_reactor.runtime.supervisor import supervise
 from pggit_reactor.runtime.timeline import Timeline
 from pggit_reactor.runtime.upkeep import Upkeep
 from pggit_reactor.runtime.webhook_book import WebhookBook
+from pggit_reactor.security.audit_seal import AuditSealer
 from pggit_reactor.security.sealing import Sealer
 
 ABORT_SECONDS_MAX: Final = 2.0
@@ -89,6 +91,7 @@ class Worker:
     _bodies: BodyBudget = attrs.field(init=False)
     _timeline: Timeline = attrs.field(init=False)
     _upkeep: Upkeep = attrs.field(init=False)
+    _audit_keeper: AuditKeeper = attrs.field(init=False)
     _side: Lane = attrs.field(init=False)
     """For what can wait: heartbeat, chores, figures."""
     _load: Lane = attrs.field(init=False)
@@ -122,6 +125,11 @@ class Worker:
                 max_body_bytes=self.settings.delivery.max_body_bytes,
             ),
             worker_id=self.identity.worker_id,
+        )
+        self._audit_keeper = AuditKeeper(
+            lane=self._side,
+            sealer=lambda: AuditSealer(self._book.sealer.keyring),
+            metrics=self.metrics,
         )
         self._settler = Settler(
             self._lane("settle", HOT_OPTIONS, settle.warm_up),
@@ -279,6 +287,7 @@ class Worker:
             "claimer": self._claim,
             "heartbeat": self._upkeep.run_heartbeat,
             "chores": self._upkeep.run_chores,
+            "audit": self._audit_keeper.run,
         }.items():
             services.start_soon(partial(supervise, name, run, clock=self.clock, metrics=self.metrics))
         with trio.move_on_after(LISTEN_PATIENCE_SECONDS):  # Without LISTEN, polling carries on.

@@ -157,7 +157,7 @@ def emptied(module_database: ReactorDatabase) -> Iterator[ReactorDatabase]:
         connection.execute(
             "TRUNCATE pggit.alert_delivery_queue, pggit.alert_delivery_log, pggit.webhook_health_metrics,"
             " pggit.webhook_audit_log, pggit.webhook, pggit.webhook_secret, pggit.webhook_limit, pggit.key_check,"
-            " pggit.reactor_worker RESTART IDENTITY"
+            " pggit.reactor_worker, pggit.audit_segment, pggit.audit_gap RESTART IDENTITY"
         )
     database = ReactorDatabase(module_database.name, module_database.dsn)
     yield database

@@ -37,6 +37,7 @@ def test_the_defaults_are_those_of_the_contract():
     assert (delivery.timeout_seconds, delivery.backoff_base_seconds) == (5, 5)
     assert (delivery.unknown_webhook_hold_seconds, delivery.max_body_bytes) == (86_400, 1_048_576)
     assert attrs.astuple(settings.egress) == ("443", "", "", "", TlsVersion.TLS_1_2, None)
+    assert attrs.astuple(settings.retention) == (365, 0, 0)
     assert attrs.astuple(settings.metrics) == ("127.0.0.1", 8000)
     assert attrs.astuple(settings.api) == ("127.0.0.1", 8080, None)
     assert attrs.astuple(settings.log) == (LogLevel.INFO, LogFormat.AUTO)
@@ -190,6 +191,7 @@ CONTRACT_NAMES = """
     DELIVERY_MAX_BODY_BYTES WORKER_PROCESSES EGRESS_TLS_MIN_VERSION
     EGRESS_PROXY_URL
     MASTER_KEY_COMMAND SECRETS_GRACE_SECONDS SECRETS_REMINDER_SECONDS
+    RETENTION_AUDIT_DAYS RETENTION_DELIVERED_DAYS RETENTION_FAILED_DAYS
 """
 
 
