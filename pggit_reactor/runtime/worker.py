@@ -41,6 +41,7 @@ from pggit_reactor.runtime.body_budget import BodyBudget
 from pggit_reactor.runtime.claimer import Brakes, Capacity, Claimer, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.fanout import FanOut
+from pggit_reactor.runtime.gatekeeper import tell_others
 from pggit_reactor.runtime.http_port import WorkerProbes, serve_http_port
 from pggit_reactor.runtime.settler import Settler
 from pggit_reactor.runtime.signals import Command, Commands
@@ -323,6 +324,11 @@ class Worker:
         for item in report.settled:
             if item.decision.state is State.RETRYING and item.decision.delay_seconds is not None:
                 self.claimer.schedule(item.webhook_id, item.decision.delay_seconds)
+        self.claimer.ended(
+            item.webhook_id
+            for item in (*report.settled, *report.fenced)
+            if item.decision.state is not State.RETRYING
+        )
         self.claimer.slot_freed()
 
     # -- stopping
@@ -342,6 +348,7 @@ class Worker:
                 await self._stopped_claiming.wait()
                 await self._fanout.wait_idle()
                 await self._settler.wait_empty()
+                await self._hand_over()
                 drained = True
                 nursery.cancel_scope.cancel()
         if not drained:
@@ -350,6 +357,16 @@ class Worker:
         with trio.move_on_after(ABORT_SECONDS_MAX, shield=True):
             await self._upkeep.beat("stopped")
         return 0
+
+    async def _hand_over(self) -> None:
+        """Tell others of followers whose heads were done during the drain; what this misses, a poll finds."""
+        if not self.claimer.owes_hint:
+            return
+        try:
+            async with self._load.use() as connection:
+                await tell_others(connection)
+        except DatabaseError as error:
+            _log.warning("followers_left_to_poll", reason=str(error))
 
     async def _abort_at_second_signal(self, commands: Commands, patience: trio.CancelScope) -> None:
         async for command in commands:
