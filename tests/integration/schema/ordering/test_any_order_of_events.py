@@ -15,7 +15,13 @@ import psycopg
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from pggit_reactor.db.hot import HotStatement, integers, texts
 from pggit_reactor.db.lane import CLAIM_OPTIONS
@@ -27,6 +33,7 @@ WEBHOOK = 7
 QUEUE = "pggit.alert_delivery_queue"
 WORKERS, PRODUCERS = range(3), range(2)
 KEYS = [None, "a", "b", "c", ""]
+ORDERINGS = ["none", "webhook", "key"]
 EXAMPLES = 60
 
 
@@ -56,16 +63,20 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.admin.execute(f"DELETE FROM {QUEUE}")
         self.admin.execute("DELETE FROM pggit.webhook")
-        self.admin.execute(
-            "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin, ordering, concurrency)"
-            " VALUES (%s, 'seven', '', '', 'key', 256)",
-            (WEBHOOK,),
-        )
-        self.ordering = "key"
+        self.ordering = "none"
         self.rows: dict[int, Row] = {}
         self.uncommitted: dict[int, list[tuple[int, str | None]]] = {}
         self.pending: dict[int, Pending] = {}
         self.token = 0
+
+    @initialize(ordering=st.sampled_from(ORDERINGS))
+    def register(self, ordering: str) -> None:
+        self.admin.execute(
+            "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin, ordering, concurrency)"
+            " VALUES (%s, 'seven', '', '', %s, 256)",
+            (WEBHOOK, ordering),
+        )
+        self.ordering = ordering
 
     def teardown(self) -> None:
         for connection in (*self.workers, *self.producers):
@@ -265,8 +276,14 @@ class Queue(RuleBasedStateMachine):
             row.is_due = how == "make due"
         row.token, row.is_leased = None, False  # Who held it does no more.
 
+    @precondition(lambda self: not self.pending and not any(row.is_leased for row in self.rows.values()))
+    @rule()
+    def a_minute_passes(self) -> None:
+        """Claims of before the last change of ordering are over."""
+        self.admin.execute("UPDATE pggit.webhook SET ordering_since = ordering_since - interval '1 min'")
+
     @precondition(lambda self: not self.pending)
-    @rule(ordering=st.sampled_from(["none", "webhook", "key"]))
+    @rule(ordering=st.sampled_from(ORDERINGS))
     def set_ordering(self, ordering: str) -> None:
         self.admin.execute("UPDATE pggit.webhook SET ordering = %s WHERE webhook_id = %s", (ordering, WEBHOOK))
         self.ordering = ordering
