@@ -97,7 +97,7 @@ RETURNS TABLE (
     delivery_id bigint, lease_token bigint, leased_by text, lease_expires_at timestamptz, in_order boolean,
     due_at timestamptz, place text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan SET jit = off SET enable_sort = off
+SET plan_cache_mode = force_generic_plan SET jit = off SET enable_sort = off SET enable_incremental_sort = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 -- Up to p_budget rows that may be claimed now, locked; and last a row without a delivery_id: when the first of the others
 -- that were looked at becomes due, and the place where to go on. The place is empty where all were looked at, and begins
@@ -154,8 +154,9 @@ BEGIN
             ) AS is_busy
         INTO head
         FROM pggit.alert_delivery_queue AS q
-        WHERE q.webhook_id = p_webhook_id AND q.ready_at IS NOT NULL
-        ORDER BY q.delivery_id LIMIT 1;
+        -- Not equality: a planner that knows the id to be constant would rather walk the primary key, past all others' rows.
+        WHERE q.webhook_id BETWEEN p_webhook_id AND p_webhook_id AND q.ready_at IS NOT NULL
+        ORDER BY q.webhook_id, q.delivery_id LIMIT 1;
         IF head.ready_at > p_now AND NOT head.is_busy THEN
             first_due := head.ready_at;
         ELSIF NOT head.is_busy THEN
@@ -214,9 +215,9 @@ BEGIN
         FOR head IN
             SELECT q.delivery_id, q.ready_at, q.lease_expires_at
             FROM pggit.alert_delivery_queue AS q
-            WHERE q.webhook_id = p_webhook_id AND q.ordering_key IS NULL AND q.ready_at IS NOT NULL
-                AND q.delivery_id > coalesce(reached, least_bigint)
-            ORDER BY q.delivery_id
+            WHERE (q.webhook_id, q.delivery_id) > (p_webhook_id, coalesce(reached, least_bigint))
+                AND q.webhook_id <= p_webhook_id AND q.ordering_key IS NULL AND q.ready_at IS NOT NULL
+            ORDER BY q.webhook_id, q.delivery_id
             LIMIT keyless_max
         LOOP
             is_full := cardinality(chosen) >= p_budget;
@@ -242,13 +243,18 @@ BEGIN
         FROM unnest(chosen) WITH ORDINALITY AS c (delivery_id, number);
     ELSIF chosen <> '{}' THEN
         RETURN QUERY
-        SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at, c.number <= of_keys,
+        SELECT l.delivery_id, l.lease_token, l.leased_by, l.lease_expires_at, c.number <= of_keys,
             NULL::timestamptz, NULL::text
         FROM unnest(chosen) WITH ORDINALITY AS c (delivery_id, number)
-        JOIN pggit.alert_delivery_queue AS q ON q.delivery_id = c.delivery_id
-        WHERE q.webhook_id = p_webhook_id AND q.ready_at <= p_now
-            AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= p_now)
-        FOR NO KEY UPDATE OF q SKIP LOCKED;
+        CROSS JOIN LATERAL (
+            SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at
+            FROM pggit.alert_delivery_queue AS q
+            WHERE q.delivery_id = c.delivery_id
+                -- In a form that no index serves: by any but the primary key this would read all that is due.
+                AND (q.webhook_id = p_webhook_id AND q.ready_at <= p_now) IS TRUE
+                AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= p_now)
+            FOR NO KEY UPDATE SKIP LOCKED
+        ) AS l;
         GET DIAGNOSTICS seen = ROW_COUNT;
         IF seen < cardinality(chosen) THEN
             -- Somebody holds one locked. Nothing goes before it, and nobody tells when he is done.
@@ -263,7 +269,7 @@ COMMENT ON FUNCTION pggit.order_heads(bigint, text, timestamptz, integer, text, 
 
 CREATE FUNCTION pggit.order_due_at(p_webhook_id bigint, p_ordering text, p_horizon interval) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan SET jit = off SET enable_sort = off
+SET plan_cache_mode = force_generic_plan SET jit = off SET enable_sort = off SET enable_incremental_sort = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 -- Followers are due, and do not count. With more heads than it looks at it says "now": the claim walks through all.
 DECLARE
@@ -275,8 +281,8 @@ BEGIN
     IF p_ordering = 'webhook' THEN
         SELECT greatest(q.ready_at, now()) INTO first_due
         FROM pggit.alert_delivery_queue AS q
-        WHERE q.webhook_id = p_webhook_id AND q.ready_at IS NOT NULL
-        ORDER BY q.delivery_id LIMIT 1;
+        WHERE q.webhook_id BETWEEN p_webhook_id AND p_webhook_id AND q.ready_at IS NOT NULL
+        ORDER BY q.webhook_id, q.delivery_id LIMIT 1;
         IF first_due > now() + p_horizon OR EXISTS (
             SELECT FROM pggit.alert_delivery_queue AS q
             WHERE q.webhook_id = p_webhook_id AND q.order_claimed AND q.ready_at IS NOT NULL AND q.lease_expires_at > now())
@@ -313,8 +319,8 @@ BEGIN
         WHERE h.ready_at <= now() + p_horizon AND (h.lease_expires_at IS NULL OR h.lease_expires_at <= now())))
     INTO seen_too, first_due
     FROM (SELECT q.ready_at, q.lease_expires_at FROM pggit.alert_delivery_queue AS q
-          WHERE q.webhook_id = p_webhook_id AND q.ordering_key IS NULL AND q.ready_at IS NOT NULL
-          ORDER BY q.delivery_id LIMIT heads_max) AS h;
+          WHERE q.webhook_id BETWEEN p_webhook_id AND p_webhook_id AND q.ordering_key IS NULL AND q.ready_at IS NOT NULL
+          ORDER BY q.webhook_id, q.delivery_id LIMIT heads_max) AS h;
     RETURN CASE WHEN greatest(seen, seen_too) = heads_max THEN now() ELSE first_due END;
 END $$;
 COMMENT ON FUNCTION pggit.order_due_at(bigint, text, interval) IS
