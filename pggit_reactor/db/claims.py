@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -10,12 +11,14 @@ import attrs
 from pggit_reactor.core.delivery_uid import delivery_uid
 from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, LeaseToken, State, WebhookId
 from pggit_reactor.db.connect import TrioConnection
-from pggit_reactor.db.hot import HotStatement, integers
+from pggit_reactor.db.hot import HotStatement, integers, texts
 from pggit_reactor.db.statements import statements
 
 INLINE_BODY_BYTES_MAX: Final = 65_536
 """Larger bodies do not come with the claim: they are fetched one by one under the byte budget."""
 UNKNOWN_ROWS_A_BATCH: Final = 500
+NOT_LOOKED: Final = "w"
+"""A claim that was allowed nothing, or met another claimer of the webhook, gives its place back behind this."""
 
 _BIGINTS: Final = 1 << 63
 
@@ -33,6 +36,9 @@ class Claim:
     next_due_seconds: Mapping[WebhookId, float | None]
     """For each webhook that may be sent to: seconds until its next row that is not yet due, within a day. A webhook
     that is missing is unregistered, paused, disabled or blocked."""
+    places: Mapping[WebhookId, str]
+    """For each webhook with an order: where the next claim of it goes on. Empty: its heads were all looked at;
+    beginning with `NOT_LOOKED`: none was."""
     taken_over: int
     """Rows whose earlier lease had run out."""
 
@@ -46,8 +52,11 @@ async def claim(
     lease_seconds: float,
     silence_seconds: float,
     instance: str,
+    places: Mapping[WebhookId, str] = MappingProxyType({}),
 ) -> Claim:
     """Claim at most the budget of each webhook, and no more than its concurrency leaves room for.
+
+    Of a webhook with an order only heads are claimed, looked for from its place in *places* on.
 
     The lease is the larger of *lease_seconds* and the webhook's attempt timeout plus 3 s. A worker that was last heard
     more than *silence_seconds* before its lease ran out is taken for dead.
@@ -58,6 +67,7 @@ async def claim(
             "webhook_ids": integers(budgets.keys()),
             "budgets": integers(budgets.values()),
             "in_flights": integers([in_flight.get(webhook_id, 0) for webhook_id in budgets]),
+            "places": texts([places.get(webhook_id) for webhook_id in budgets]),
             "lease_seconds": str(lease_seconds),
             "lease_token": str(lease_token),
             "silence_seconds": str(silence_seconds),
@@ -68,11 +78,14 @@ async def claim(
     deliveries: list[ClaimedDelivery] = []
     concurrency: dict[WebhookId, int] = {}
     next_due: dict[WebhookId, float | None] = {}
+    ends: dict[WebhookId, str] = {}
     taken_over = 0
     for row in rows:
         if row[1] is None:
             concurrency[row[0]] = row[3]
             next_due[row[0]] = row[18]
+            if row[19] is not None:
+                ends[row[0]] = row[19]
             continue
         taken_over += row[17]
         deliveries.append(
@@ -101,6 +114,7 @@ async def claim(
         deliveries=tuple(deliveries),
         concurrency=concurrency,
         next_due_seconds=next_due,
+        places=ends,
         taken_over=taken_over,
     )
 

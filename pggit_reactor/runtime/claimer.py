@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
-from pggit_reactor.db.claims import Claim, adopt_unknown, claim, discover
+from pggit_reactor.db.claims import NOT_LOOKED, Claim, adopt_unknown, claim, discover
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.errors import (
@@ -120,8 +120,12 @@ class Claimer:
     metrics: Metrics
     clock: Clock
     draining: bool = False
+    owes_hint: bool = False
+    """Heads were done that this worker follows up no more: others are to be told."""
     _woken_at: float = attrs.field(default=0.0, init=False)
     _concurrency: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
+    _ordered: set[WebhookId] = attrs.field(factory=set, init=False)
+    """As of their last claim."""
     gate: GateKeeper = attrs.field(
         default=attrs.Factory(lambda self: GateKeeper(on_open=self.metrics.gate_opened), takes_self=True),
         init=False,
@@ -142,6 +146,16 @@ class Claimer:
         self._hot.mark(webhook_ids)
         self._woken_at = trio.current_time()
         self._wake.set()
+
+    def ended(self, webhook_ids: Iterable[WebhookId]) -> None:
+        """Deliveries of these are done: where there is an order, the next of it may go, and nobody else tells."""
+        ordered = self._ordered.intersection(webhook_ids)
+        if not ordered:
+            return
+        if self.draining:
+            self.owes_hint = True
+        else:
+            self.hint(ordered)
 
     def look_around(self) -> None:
         """Anything may have become ready: look at the whole queue now."""
@@ -320,6 +334,7 @@ class Claimer:
                     lease_seconds=self.lease_seconds,
                     silence_seconds=self.silence_seconds,
                     instance=self.instance,
+                    places=self._hot.places(budgets),
                 )
         except BaseException as error:
             # Whether it was committed is unknown: then its rows come back when their lease has run out.
@@ -349,6 +364,7 @@ class Claimer:
         if len(self._concurrency) > CONCURRENCIES_MAX:
             self._concurrency.clear()
         self._concurrency.update(claimed.concurrency)
+        self._note_places(claimed, budgets)
         self._hot.mark(self._not_exhausted(claimed, budgets))
         for webhook_id, seconds in claimed.next_due_seconds.items():
             if seconds is not None:
@@ -358,10 +374,29 @@ class Claimer:
                 claimed.deliveries, ClaimTimes(woken_at=self._woken_at, began_at=began, claimed_at=now)
             )
 
+    def _note_places(self, claimed: Claim, budgets: Iterable[WebhookId]) -> None:
+        if len(self._ordered) > CONCURRENCIES_MAX:
+            self._ordered.clear()
+        self._ordered.difference_update(claimed.concurrency)
+        self._ordered.update(claimed.places)
+        for webhook_id in budgets:
+            place = claimed.places.get(webhook_id, "")
+            if place.startswith(NOT_LOOKED):
+                self._hot.keep_place(webhook_id, place)
+            elif place:
+                self._hot.go_on(webhook_id, place)
+            else:
+                self._hot.end_lap(webhook_id)
+
     def _not_exhausted(self, claimed: Claim, budgets: dict[WebhookId, int]) -> Iterable[WebhookId]:
-        """Return the webhooks that gave all that was asked for, and so may have more."""
+        """Return the webhooks that gave all that was asked for, and so may have more.
+
+        Of one with an order the claim itself has said whether there is more, unless it could not look.
+        """
         got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
         for webhook_id, concurrency in claimed.concurrency.items():
+            if not claimed.places.get(webhook_id, NOT_LOOKED).startswith(NOT_LOOKED):
+                continue
             asked = min(budgets[webhook_id], concurrency - self.capacity.by_webhook[webhook_id])
             if got[webhook_id] >= asked:
                 yield webhook_id

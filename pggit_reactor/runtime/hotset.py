@@ -4,6 +4,9 @@ A webhook is *hot* after a notification, a discovery, or when its time has come.
 comes back if its budget was used up (there may be more), or if somebody marks it again meanwhile. So a notification
 that arrives while a claim is under way is never lost to that claim.
 
+Of a webhook with many ordering keys a claim looks at some, and the next goes on where it ended: a *lap*. News of the
+webhook during a lap may be about a key that the lap has passed, so another lap follows it.
+
 No I/O and no clock: `now` is Trio's time, given by the caller.
 """
 
@@ -14,6 +17,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
+import attrs
+
 from pggit_reactor.core.budget import Demand, plan_budgets
 from pggit_reactor.core.model import WebhookId
 
@@ -23,6 +28,12 @@ TIMERS_MAX: Final = 100_000
 """Due times remembered; those beyond are found by the poll."""
 
 
+@attrs.define(eq=False)
+class _Lap:
+    place: str
+    has_news: bool
+
+
 class HotSet:
     """Hot webhooks in the order in which they became hot, and the times at which others will."""
 
@@ -30,6 +41,7 @@ class HotSet:
         self._hot: dict[WebhookId, None] = {}
         self._timers: list[tuple[float, WebhookId]] = []
         self._earliest: dict[WebhookId, float] = {}
+        self._laps: dict[WebhookId, _Lap] = {}
 
     def __len__(self) -> int:
         return len(self._hot)
@@ -37,6 +49,29 @@ class HotSet:
     def mark(self, webhook_ids: Iterable[WebhookId]) -> None:
         """These may have ready deliveries now."""
         for webhook_id in webhook_ids:
+            self._hot.setdefault(webhook_id)
+            if webhook_id in self._laps:
+                self._laps[webhook_id].has_news = True
+
+    def places(self, webhook_ids: Iterable[WebhookId]) -> dict[WebhookId, str]:
+        """Return where claims of these go on, for those that are in a lap."""
+        return {key: self._laps[key].place for key in webhook_ids if key in self._laps}
+
+    def keep_place(self, webhook_id: WebhookId, place: str) -> None:
+        """A claim of it ended at *place*; it becomes hot by nothing but a mark."""
+        lap = self._laps.get(webhook_id)
+        has_news = webhook_id in self._hot or (lap is not None and lap.has_news)
+        self._laps[webhook_id] = _Lap(place, has_news)
+
+    def go_on(self, webhook_id: WebhookId, place: str) -> None:
+        """A claim of it ended at *place*, and there is more behind that."""
+        self.keep_place(webhook_id, place)
+        self._hot.setdefault(webhook_id)
+
+    def end_lap(self, webhook_id: WebhookId) -> None:
+        """A claim of it has looked at the last key, or it may not be claimed any more."""
+        lap = self._laps.pop(webhook_id, None)
+        if lap is not None and lap.has_news:
             self._hot.setdefault(webhook_id)
 
     def mark_at(self, webhook_id: WebhookId, at: float) -> None:
@@ -60,7 +95,7 @@ class HotSet:
             at, webhook_id = heapq.heappop(self._timers)
             if self._earliest.get(webhook_id) == at:
                 del self._earliest[webhook_id]
-                self._hot.setdefault(webhook_id)
+                self.mark((webhook_id,))
                 promoted = True
         return promoted
 

@@ -43,6 +43,7 @@ from pggit_reactor.runtime.body_budget import BodyBudget
 from pggit_reactor.runtime.claimer import Brakes, Capacity, Claimer, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.fanout import FanOut
+from pggit_reactor.runtime.gatekeeper import tell_others
 from pggit_reactor.runtime.http_port import WorkerProbes, serve_http_port
 from pggit_reactor.runtime.key_watch import KeyWatch
 from pggit_reactor.runtime.settler import Settler
@@ -344,6 +345,11 @@ class Worker:
         for item in report.settled:
             if item.decision.state is State.RETRYING and item.decision.delay_seconds is not None:
                 self.claimer.schedule(item.webhook_id, item.decision.delay_seconds)
+        self.claimer.ended(
+            item.webhook_id
+            for item in (*report.settled, *report.fenced)
+            if item.decision.state is not State.RETRYING
+        )
         self.claimer.slot_freed()
 
     # -- stopping
@@ -363,6 +369,7 @@ class Worker:
                 await self._stopped_claiming.wait()
                 await self._fanout.wait_idle()
                 await self._settler.wait_empty()
+                await self._hand_over()
                 drained = True
                 nursery.cancel_scope.cancel()
         if not drained:
@@ -388,6 +395,16 @@ class Worker:
             await self._upkeep.wait_outdated()
             nursery.cancel_scope.cancel()
         return told
+
+    async def _hand_over(self) -> None:
+        """Tell others of followers whose heads were done during the drain; what this misses, a poll finds."""
+        if not self.claimer.owes_hint:
+            return
+        try:
+            async with self._load.use() as connection:
+                await tell_others(connection)
+        except DatabaseError as error:
+            _log.warning("followers_left_to_poll", reason=str(error))
 
     async def _abort_at_second_signal(self, commands: Commands, patience: trio.CancelScope) -> None:
         async for command in commands:

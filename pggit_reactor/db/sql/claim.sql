@@ -1,7 +1,8 @@
 -- name: claim
 -- Takes up to a budget of ready rows of each hot webhook under a lease, and tells when each webhook is next due.
 -- One row a claimed delivery, and one with a null delivery_id for each webhook that may be sent to at all; in it, the
--- column of the revision holds the webhook's concurrency.
+-- column of the revision holds the webhook's concurrency. Of a webhook with an order only heads are claimed: those that
+-- pggit.order_heads finds, from a place on that the worker keeps for it.
 -- For each distinct priority present the claim index is probed with equality and ready_at <= now(): one range over
 -- all priorities would walk through every far retry. Leased rows are stepped over: no index knows a lease.
 -- crash_count rises where a lease that ran out is taken over, its holder had fallen silent before it ran out, and the
@@ -11,8 +12,11 @@ WITH hot AS MATERIALIZED (
     SELECT
         h.webhook_id,
         -- The worker plans with the concurrency that an earlier claim told it, or with a guess.
-        greatest(least(h.budget, w.concurrency - h.in_flight), 0) AS budget,
-        w.concurrency,
+        greatest(least(h.budget, CASE w.ordering WHEN 'webhook' THEN 1 ELSE w.concurrency END - h.in_flight), 0) AS budget,
+        CASE w.ordering WHEN 'webhook' THEN 1 ELSE w.concurrency END AS concurrency,
+        w.ordering,
+        w.ordering_since,
+        h.place,
         w.revision,
         now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
         -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
@@ -29,14 +33,20 @@ WITH hot AS MATERIALIZED (
             )
             SELECT level.priority FROM level WHERE level.priority IS NOT NULL
         ) AS priorities
-    FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[])
-        AS h (webhook_id, budget, in_flight)
+    FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[], %(places)s::text[])
+        AS h (webhook_id, budget, in_flight, place)
     JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
     LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
     WHERE l.blocked_until IS NULL OR l.blocked_until <= now()
 ),
+in_order AS MATERIALIZED (
+    SELECT h.webhook_id, o.delivery_id, o.lease_token, o.leased_by, o.lease_expires_at, o.in_order, o.due_at, o.place
+    FROM hot AS h
+    CROSS JOIN LATERAL pggit.order_heads(h.webhook_id, h.ordering, h.ordering_since, h.budget, h.place) AS o
+    WHERE h.ordering <> 'none'
+),
 picked AS MATERIALIZED (
-    SELECT p.delivery_id, p.taken_over, p.crashed, h.lease_until, h.revision
+    SELECT p.delivery_id, p.taken_over, p.crashed, p.in_order, h.lease_until, h.revision
     FROM hot AS h
     CROSS JOIN LATERAL (
         SELECT
@@ -51,16 +61,24 @@ picked AS MATERIALIZED (
                 AND EXISTS (
                     SELECT FROM pggit.reactor_worker AS me
                     WHERE me.instance = %(instance)s
-                        AND me.steady_since <= r.lease_expires_at - make_interval(secs => %(silence_seconds)s)) AS crashed
-        FROM unnest(h.priorities) AS level (priority)
-        CROSS JOIN LATERAL (
-            SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at
-            FROM pggit.alert_delivery_queue AS q
-            WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority AND q.ready_at <= now()
-                AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
-            ORDER BY q.ready_at
-            LIMIT h.budget
-            FOR NO KEY UPDATE SKIP LOCKED
+                        AND me.steady_since <= r.lease_expires_at - make_interval(secs => %(silence_seconds)s)) AS crashed,
+            r.in_order
+        FROM (
+            SELECT u.delivery_id, u.lease_token, u.leased_by, u.lease_expires_at, NULL::boolean AS in_order
+            FROM unnest(CASE h.ordering WHEN 'none' THEN h.priorities END) AS level (priority)
+            CROSS JOIN LATERAL (
+                SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at
+                FROM pggit.alert_delivery_queue AS q
+                WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority AND q.ready_at <= now()
+                    AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
+                ORDER BY q.ready_at
+                LIMIT h.budget
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AS u
+            UNION ALL
+            SELECT o.delivery_id, o.lease_token, o.leased_by, o.lease_expires_at, o.in_order
+            FROM in_order AS o
+            WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NOT NULL
         ) AS r
         LIMIT h.budget
     ) AS p
@@ -71,7 +89,9 @@ claimed AS (
     SET lease_token = %(lease_token)s,
         lease_expires_at = p.lease_until,
         leased_by = %(instance)s,
-        crash_count = least(q.crash_count, 32766) + p.crashed::integer
+        crash_count = least(q.crash_count, 32766) + p.crashed::integer,
+        -- Unchanged for a row without an order, or its claim would write to an index.
+        order_claimed = CASE WHEN p.in_order THEN true ELSE q.order_claimed END
     FROM picked AS p
     WHERE q.delivery_id = p.delivery_id
     RETURNING q.*, p.taken_over, p.revision
@@ -97,13 +117,17 @@ SELECT
     c.event_type,
     c.traceparent,
     c.taken_over,
-    NULL::float8 AS next_due_seconds
+    NULL::float8 AS next_due_seconds,
+    NULL::text AS place
 FROM claimed AS c
 CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
 SELECT
     h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    CASE WHEN h.priorities <> '{}' THEN (
+    CASE WHEN h.ordering <> 'none' THEN (
+        SELECT extract(epoch FROM o.due_at - now())::float8 FROM in_order AS o
+        WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL
+    ) WHEN h.priorities <> '{}' THEN (
         SELECT extract(epoch FROM min(n.ready_at) - now())::float8
         FROM unnest(h.priorities) AS level (priority)
         CROSS JOIN LATERAL (
@@ -112,7 +136,8 @@ SELECT
                 AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
             ORDER BY q.ready_at LIMIT 1
         ) AS n
-    ) END
+    ) END,
+    (SELECT o.place FROM in_order AS o WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL)
 FROM hot AS h;
 
 -- name: release
@@ -142,13 +167,13 @@ WITH waiting AS MATERIALIZED (
     ) AS something
     WHERE l.blocked_until IS NULL OR l.blocked_until <= now()
 )
-SELECT l.webhook_id, extract(epoch FROM due.first_at - now())::float8
+SELECT l.webhook_id, extract(epoch FROM soonest.first_at - now())::float8
 FROM waiting AS l
 JOIN pggit.webhook AS w ON w.webhook_id = l.webhook_id AND w.state = 'active'
 CROSS JOIN LATERAL (
     WITH RECURSIVE level (priority) AS (
         (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-         WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
+         WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL AND w.ordering = 'none'
          ORDER BY q.priority DESC LIMIT 1)
         UNION ALL
         SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
@@ -168,7 +193,12 @@ CROSS JOIN LATERAL (
         LIMIT 1
     ) AS first
 ) AS due
-WHERE due.first_at IS NOT NULL;
+CROSS JOIN LATERAL (
+    -- Where there is an order, followers are due and may not go: only heads count.
+    SELECT CASE w.ordering WHEN 'none' THEN due.first_at
+           ELSE pggit.order_due_at(l.webhook_id, w.ordering, make_interval(secs => %(horizon_seconds)s)) END AS first_at
+) AS soonest
+WHERE soonest.first_at IS NOT NULL;
 
 -- name: adopt_unknown
 -- Finds ids in the queue that have no limit row (a recursive skip scan of the claim index) and gives them one:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -100,7 +101,13 @@ class Hand:
         self.settling = settling
         self._tokens = count(1)
 
-    async def claim(self, budgets: Mapping[int, int], *, lease_seconds: float = 30.0) -> claims.Claim:
+    async def claim(
+        self,
+        budgets: Mapping[int, int],
+        *,
+        lease_seconds: float = 30.0,
+        places: Mapping[int, str] = MappingProxyType({}),
+    ) -> claims.Claim:
         """Claim as "a worker", under a token of its own each time."""
         return await claims.claim(
             self.claiming,
@@ -110,6 +117,7 @@ class Hand:
             lease_seconds=lease_seconds,
             silence_seconds=10.0,
             instance="a worker",
+            places={WebhookId(webhook_id): place for webhook_id, place in places.items()},
         )
 
     async def settle(
