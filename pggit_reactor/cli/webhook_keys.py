@@ -22,6 +22,7 @@ from pggit_reactor.config.settings import ATTEMPT_TIMEOUT_SECONDS_MAX
 from pggit_reactor.core.headers import check_extra_headers
 from pggit_reactor.core.model import SignatureScope
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import parse_words
 from pggit_reactor.db.registry import Change
 from pggit_reactor.errors import ConfigurationError
 
@@ -70,6 +71,10 @@ def _rate(word: str) -> float | None:
     return float(Decimal(word)) if _DECIMAL.fullmatch(word) else None
 
 
+def _status_policy(word: str) -> dict[str, str]:
+    return parse_words(word.split(",")).table()
+
+
 def _scope(word: str) -> SignatureScope | None:
     return SignatureScope(word) if word in set(SignatureScope) else None
 
@@ -91,6 +96,10 @@ KEYS: Final = MappingProxyType(
         ),
         "signature_scope": _Key(
             "signature_scope", "full, or body-only for receivers of the old guide", _scope
+        ),
+        "weight": _Key("weight", "its share of a worker that is short of room, 1 to 100", _whole(1, 100)),
+        "status_policy": _Key(
+            "status_policy", "404:transient,5xx:permanent: what statuses mean here", _status_policy
         ),
         "rate": _Key("rate_per_s", "attempts a second, 0 for no limit; kept, not yet enforced", _rate),
         "burst": _Key("burst", "attempts, 1 to 1000000; kept, not yet enforced", _whole(1, 1_000_000)),

@@ -8,6 +8,7 @@ from typing import NewType
 import attrs
 
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import NO_POLICY, StatusPolicy
 
 DeliveryId = NewType("DeliveryId", int)
 WebhookId = NewType("WebhookId", int)
@@ -137,6 +138,7 @@ class Webhook:
     headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
     signature_scope: SignatureScope = SignatureScope.FULL
     max_body_bytes: int = 1_048_576
+    status_policy: StatusPolicy = NO_POLICY
 
 
 @attrs.frozen(kw_only=True)

@@ -51,6 +51,9 @@ class Policy:
     give_up_after: float | None = None
     max_body_bytes: int | None = None
     signature_scope: SignatureScope | None = None
+    weight: int | None = None
+    status_policy: Any = None
+    """JSON, as `core.status_policy` reads it; whatever somebody wrote there stays until it is set."""
 
 
 @attrs.frozen(kw_only=True)
@@ -107,6 +110,10 @@ class WebhookRecord:
     give_up_after_seconds: float
     max_body_bytes: int | None
     signature_scope: str
+    weight: int
+    """Its share, where workers are short of room."""
+    status_policy: Any
+    """Its own table of statuses, as stored; None where there is none."""
     has_headers: bool
     labels: Mapping[str, str]
     created_at: datetime
@@ -296,6 +303,7 @@ class _State:
             "sealed_url": self.sealed_url,
             "url_origin": self.url_origin,
             **attrs.asdict(self.policy),
+            "status_policy": _json(self.policy.status_policy),
             "sealed_headers": self.sealed_headers,
             "labels": json.dumps(dict(self.labels)),
         }
@@ -335,6 +343,10 @@ async def _changed(state: _State, change: Change, webhook_id: int, sealer: Seale
         policy=attrs.evolve(state.policy, **change.policy),  # type: ignore[arg-type]  # fields of Policy, typed by the caller
         labels={name: value for name, value in {**base, **change.labels}.items() if value is not None},
     )
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else json.dumps(value)
 
 
 def _merged(

@@ -10,6 +10,7 @@ import attrs
 
 from pggit_reactor.core.model import SignatureScope, Webhook, WebhookId, WebhookState
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import StatusPolicy
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
 from pggit_reactor.errors import SealError
@@ -84,7 +85,7 @@ async def _opened(
     row: tuple[Any, ...], sealer: Sealer, defaults: WebhookDefaults
 ) -> Webhook | UnopenableWebhook:
     (webhook_id, name, revision, state, sealed_url, url_origin, concurrency, attempt_timeout, max_attempts,
-     give_up_after, sealed_headers, scope, max_body_bytes, versions, sealed_secrets) = row  # fmt: skip
+     give_up_after, sealed_headers, scope, max_body_bytes, versions, sealed_secrets, status_policy) = row  # fmt: skip
     try:
         url = (await sealer.open_async(sealed_url, place=url_place(webhook_id))).decode()
         headers = (
@@ -117,6 +118,7 @@ async def _opened(
         headers=headers,
         signature_scope=SignatureScope(scope),
         max_body_bytes=max_body_bytes or defaults.max_body_bytes,
+        status_policy=StatusPolicy.read(status_policy),
     )
 
 

@@ -3,7 +3,8 @@
 SELECT
     w.webhook_id, w.name, w.revision, w.state, w.sealed_url, w.url_origin, w.concurrency,
     extract(epoch FROM w.attempt_timeout)::float8, w.max_attempts, extract(epoch FROM w.give_up_after)::float8,
-    w.sealed_headers, w.signature_scope, w.max_body_bytes, s.versions, s.sealed_secrets
+    w.sealed_headers, w.signature_scope, w.max_body_bytes, s.versions, s.sealed_secrets,
+    w.status_policy::text
 FROM pggit.webhook AS w
 LEFT JOIN LATERAL (
     SELECT array_agg(t.version ORDER BY t.version DESC) AS versions,
