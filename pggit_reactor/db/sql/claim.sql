@@ -1,7 +1,7 @@
 -- name: claim
 -- Takes up to a budget of ready rows of each hot webhook under a lease, and tells when each webhook is next due.
 -- One row a claimed delivery, and one with a null delivery_id for each webhook that may be sent to at all; in it, the
--- column of the revision holds the webhook's concurrency.
+-- column of the revision holds the webhook's concurrency, and that of retry_count its weight.
 -- For each distinct priority present the claim index is probed with equality and ready_at <= now(): one range over
 -- all priorities would walk through every far retry. Leased rows are stepped over: no index knows a lease.
 -- crash_count rises where a lease that ran out is taken over, its holder had fallen silent before it ran out, and the
@@ -13,6 +13,7 @@ WITH hot AS MATERIALIZED (
         -- The worker plans with the concurrency that an earlier claim told it, or with a guess.
         greatest(least(h.budget, w.concurrency - h.in_flight), 0) AS budget,
         w.concurrency,
+        w.weight,
         w.revision,
         now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
         -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
@@ -102,7 +103,7 @@ FROM claimed AS c
 CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
 SELECT
-    h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, h.weight, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     CASE WHEN h.priorities <> '{}' THEN (
         SELECT extract(epoch FROM min(n.ready_at) - now())::float8
         FROM unnest(h.priorities) AS level (priority)
