@@ -25,6 +25,7 @@ from pggit_reactor.core.headers import check_extra_headers
 from pggit_reactor.core.model import SignatureScope
 from pggit_reactor.core.pins import PINS_MAX, parse_pins
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import parse_words
 from pggit_reactor.db.registry import Change
 from pggit_reactor.errors import ConfigurationError
 from pggit_reactor.security.certificates import RegisteredCertificates
@@ -74,6 +75,10 @@ def _rate(word: str) -> float | None:
     return float(Decimal(word)) if _DECIMAL.fullmatch(word) else None
 
 
+def _status_policy(word: str) -> dict[str, str]:
+    return parse_words(word.split(",")).table()
+
+
 def _scope(word: str) -> SignatureScope | None:
     return SignatureScope(word) if word in set(SignatureScope) else None
 
@@ -103,6 +108,10 @@ KEYS: Final = MappingProxyType(
             "rotate_every",
             "how often a new signing secret is made, from 1h to 3650d; by default never",
             _seconds(3600, 3650 * _DAY_SECONDS),
+        ),
+        "weight": _Key("weight", "its share of a worker that is short of room, 1 to 100", _whole(1, 100)),
+        "status_policy": _Key(
+            "status_policy", "404:transient,5xx:permanent: what statuses mean here", _status_policy
         ),
         "rate": _Key("rate_per_s", "attempts a second, 0 for no limit; kept, not yet enforced", _rate),
         "burst": _Key("burst", "attempts, 1 to 1000000; kept, not yet enforced", _whole(1, 1_000_000)),

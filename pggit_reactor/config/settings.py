@@ -208,6 +208,16 @@ class WorkerSettings:
             most=65_536,
         ),
     )
+    webhook_share: float = attrs.field(
+        default=0.5,
+        validator=judge,
+        metadata=about(
+            "worker.webhook_share",
+            "Of the attempts that are free or its own, the share that one webhook may hold.",
+            least=0.01,
+            most=1,
+        ),
+    )
     body_bytes_max: int = attrs.field(
         default=67_108_864,
         validator=judge,

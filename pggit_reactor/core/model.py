@@ -8,6 +8,7 @@ from typing import NewType
 import attrs
 
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import NO_POLICY, StatusPolicy
 
 DeliveryId = NewType("DeliveryId", int)
 WebhookId = NewType("WebhookId", int)
@@ -152,6 +153,7 @@ class Webhook:
     """PEM: the authorities to trust instead of the system's."""
     client_certificate: Secret[str] | None = None
     """PEM: key, certificate and chain to show the receiver."""
+    status_policy: StatusPolicy = NO_POLICY
 
 
 @attrs.frozen(kw_only=True)

@@ -33,6 +33,8 @@ class Claim:
     deliveries: tuple[ClaimedDelivery, ...]
     concurrency: Mapping[WebhookId, int]
     """How many attempts of each of these webhooks a worker may run at once."""
+    weights: Mapping[WebhookId, int]
+    """What a turn of each of these webhooks is worth where workers are short of room."""
     next_due_seconds: Mapping[WebhookId, float | None]
     """For each webhook that may be sent to: seconds until its next row that is not yet due, within a day. A webhook
     that is missing is unregistered, paused, disabled or blocked."""
@@ -77,12 +79,14 @@ async def claim(
     )
     deliveries: list[ClaimedDelivery] = []
     concurrency: dict[WebhookId, int] = {}
+    weights: dict[WebhookId, int] = {}
     next_due: dict[WebhookId, float | None] = {}
     ends: dict[WebhookId, str] = {}
     taken_over = 0
     for row in rows:
         if row[1] is None:
             concurrency[row[0]] = row[3]
+            weights[row[0]] = row[7]
             next_due[row[0]] = row[18]
             if row[19] is not None:
                 ends[row[0]] = row[19]
@@ -113,6 +117,7 @@ async def claim(
     return Claim(
         deliveries=tuple(deliveries),
         concurrency=concurrency,
+        weights=weights,
         next_due_seconds=next_due,
         places=ends,
         taken_over=taken_over,

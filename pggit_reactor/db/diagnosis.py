@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import StatusPolicy
 from pggit_reactor.db.connect import TrioConnection, open_connection
 from pggit_reactor.db.keys import KeyState, read_sealed_counts, report_keys
 from pggit_reactor.db.migrate import ENCODING, SERVER_VERSION_MIN
@@ -308,6 +309,7 @@ async def check_webhooks(connection: TrioConnection) -> list[Finding]:
             found.append(trouble("webhooks", what, f"give workers the right keys, then {remedy}"))
         else:
             found.append(note("webhooks", what, f"once the reason is gone: {remedy}"))
+    found += await _unreadable_policies(connection)
     return found or [good("webhooks", "none is paused or disabled")]
 
 
@@ -332,6 +334,22 @@ async def check_certificates(connection: TrioConnection) -> list[Finding]:
 _CERTIFICATES: Final = MappingProxyType(
     {"ca": "a private authority", "client_certificate": "the client certificate"}
 )
+
+
+async def _unreadable_policies(connection: TrioConnection) -> list[Finding]:
+    stored = await _rows(connection, "status_policies", rows_max=ROWS_MAX)
+    complaints = {
+        (webhook_id, name): StatusPolicy.read(policy).complaint for webhook_id, name, policy in stored
+    }
+    return [
+        trouble(
+            "webhooks",
+            f"webhook {webhook_id} ({name}): {complaint}; workers go by the default table",
+            f"pggit-reactor webhook set {webhook_id} status_policy=404:transient (or another; none: status_policy=)",
+        )
+        for (webhook_id, name), complaint in complaints.items()
+        if complaint is not None
+    ][:IDS_MAX]
 
 
 async def check_workers(connection: TrioConnection) -> list[Finding]:

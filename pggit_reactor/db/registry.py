@@ -63,6 +63,9 @@ class Policy:
     """As `core.pins` reads them; a list, as psycopg gives and takes an array."""
     rotate_every: float | None = None
     """Seconds between new signing secrets."""
+    weight: int | None = None
+    status_policy: Any = None
+    """JSON, as `core.status_policy` reads it; whatever somebody wrote there stays until it is set."""
 
 
 @attrs.frozen(kw_only=True)
@@ -126,6 +129,10 @@ class WebhookRecord:
     signature_scope: str
     rotate_every_seconds: float | None
     next_rotation: datetime | None
+    weight: int
+    """Its share, where workers are short of room."""
+    status_policy: Any
+    """Its own table of statuses, as stored; None where there is none."""
     has_headers: bool
     pins: tuple[str, ...]
     ca_fingerprints: tuple[str, ...]
@@ -353,6 +360,7 @@ class _State:
             "sealed_url": self.sealed_url,
             "url_origin": self.url_origin,
             **attrs.asdict(self.policy),
+            "status_policy": _json(self.policy.status_policy),
             "sealed_headers": self.sealed_headers,
             "sealed_ca": self.ca.sealed,
             "ca_fingerprints": self.ca.fingerprints,
@@ -419,6 +427,10 @@ async def _sealed(
         fingerprints=list(certificates.fingerprints),
         expires_at=certificates.expires_at,
     )
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else json.dumps(value)
 
 
 def _merged(

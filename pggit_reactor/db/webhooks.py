@@ -10,6 +10,7 @@ import attrs
 
 from pggit_reactor.core.model import SignatureScope, Webhook, WebhookId, WebhookState
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import StatusPolicy
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
 from pggit_reactor.errors import SealError
@@ -95,7 +96,7 @@ async def _opened(
 ) -> Webhook | UnopenableWebhook:
     (webhook_id, name, revision, state, sealed_url, url_origin, concurrency, attempt_timeout, max_attempts,
      give_up_after, sealed_headers, scope, max_body_bytes, pins, sealed_ca, sealed_client_certificate,
-     versions, sealed_secrets, secrets_change_in) = row  # fmt: skip
+     versions, sealed_secrets, secrets_change_in, status_policy) = row  # fmt: skip
     try:
         url = (await sealer.open_async(sealed_url, place=url_place(webhook_id))).decode()
         headers = (
@@ -136,6 +137,7 @@ async def _opened(
         ca=ca,
         client_certificate=client_certificate,
         secrets_change_in_seconds=secrets_change_in,
+        status_policy=StatusPolicy.read(status_policy),
     )
 
 

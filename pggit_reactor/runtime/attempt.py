@@ -98,8 +98,9 @@ def _settled(
         draw=clock.draw(),
         now=clock.wall(),
         attempt_count=delivery.attempt_count,
+        policy=webhook.status_policy,
     )
-    verdict = classify(result.outcome)
+    verdict = classify(result.outcome, webhook.status_policy)
     error, excerpt = (
         (None, None) if decision.state is State.DELIVERED else _error(result.outcome, webhook, delivery)
     )

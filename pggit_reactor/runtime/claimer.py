@@ -29,7 +29,7 @@ from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
-from pggit_reactor.runtime.hotset import HotSet
+from pggit_reactor.runtime.hotset import HotSet, Want
 from pggit_reactor.runtime.refusals import Suspects, is_about_rows
 from pggit_reactor.runtime.wake import Wake
 
@@ -55,6 +55,7 @@ STOPPED_PAUSE_SECONDS: Final = 0.25
 CONCURRENCY_GUESS: Final = 32
 """Before a first claim told the true one; the claim statement knows it."""
 CONCURRENCIES_MAX: Final = 50_000
+WEIGHT_GUESS: Final = 1
 
 _log = get_logger("claimer")
 
@@ -119,6 +120,8 @@ class Claimer:
     """Takes the claimed deliveries over; must not wait."""
     metrics: Metrics
     clock: Clock
+    webhook_share: float = 1.0
+    """Of the slots that are free or its own, a webhook may hold this share; see `core.budget`."""
     draining: bool = False
     owes_hint: bool = False
     """Heads were done that this worker follows up no more: others are to be told."""
@@ -126,11 +129,18 @@ class Claimer:
     _concurrency: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
     _ordered: set[WebhookId] = attrs.field(factory=set, init=False)
     """As of their last claim."""
+    _weights: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
     gate: GateKeeper = attrs.field(
         default=attrs.Factory(lambda self: GateKeeper(on_open=self.metrics.gate_opened), takes_self=True),
         init=False,
     )
-    _hot: HotSet = attrs.field(factory=HotSet, init=False)
+    _hot: HotSet = attrs.field(
+        default=attrs.Factory(
+            lambda self: HotSet(attempts_max=self.capacity.attempts_max, share=self.webhook_share),
+            takes_self=True,
+        ),
+        init=False,
+    )
     _suspects: Suspects = attrs.field(factory=Suspects, init=False)
     _wake: Wake = attrs.field(factory=Wake, init=False)
     _generation: int = attrs.field(default=0, init=False)
@@ -270,18 +280,28 @@ class Claimer:
         self._filled = False
         if self.draining or self.brakes.stopped() or not len(self._hot):
             return {}
-        slots = min(self.capacity.slots, CLAIM_ROWS_MAX)
-        budgets = self._hot.take(
-            slots=slots,
-            in_flight=self.capacity.by_webhook,
-            concurrency=self._concurrency_of,
-            suspended=self.brakes.suspended() | self._suspects.barred(trio.current_time()),
-        )
+        free = self.capacity.slots
+        slots = min(free, CLAIM_ROWS_MAX)
+        budgets = self._hot.take(self._wants(), slots=slots, free=free)
         narrowed = self._suspects.narrowed(budgets)
         self._hot.mark(budgets.keys() - narrowed.keys())
         budgets = narrowed
         self._filled = sum(budgets.values()) == slots
         return budgets
+
+    def _wants(self) -> Callable[[WebhookId], Want | None]:
+        """Return what tells how much a webhook could take now."""
+        suspended = self.brakes.suspended() | self._suspects.barred(trio.current_time())
+        in_flight, weights = self.capacity.by_webhook, self._weights
+
+        def want(webhook_id: WebhookId) -> Want | None:
+            held = in_flight.get(webhook_id, 0)
+            room = self._concurrency_of(webhook_id) - held
+            if room <= 0 or webhook_id in suspended:
+                return None
+            return weights.get(webhook_id, WEIGHT_GUESS), held, room
+
+        return want
 
     def _concurrency_of(self, webhook_id: WebhookId) -> int:
         return self._concurrency.get(webhook_id, CONCURRENCY_GUESS)
@@ -363,9 +383,11 @@ class Claimer:
             _log.warning("expired_leases_taken_over", count=claimed.taken_over)
         if len(self._concurrency) > CONCURRENCIES_MAX:
             self._concurrency.clear()
+            self._weights.clear()
         self._concurrency.update(claimed.concurrency)
+        self._weights.update(claimed.weights)
         self._note_places(claimed, budgets)
-        self._hot.mark(self._not_exhausted(claimed, budgets))
+        self._hot.put_back(self._not_exhausted(claimed, budgets))
         for webhook_id, seconds in claimed.next_due_seconds.items():
             if seconds is not None:
                 self._hot.mark_at(webhook_id, now + seconds + TIMER_SLACK_SECONDS)

@@ -81,6 +81,7 @@ class WebhookBook:
                     _log.error("webhook_unopenable", webhook_id=webhook.webhook_id, reason=webhook.reason)
                     await pause_unopenable(connection, webhook, worker_id=self.worker_id)
                 else:
+                    self._warn_of_policy(webhook)
                     loaded[webhook.webhook_id] = webhook
         now = trio.current_time()
         self._entries.update(
@@ -90,6 +91,14 @@ class WebhookBook:
         while len(self._entries) > WEBHOOKS_MAX:
             self._entries.popitem(last=False)
         return loaded
+
+    def _warn_of_policy(self, webhook: Webhook) -> None:
+        """Say once a revision that a table of statuses cannot be read; what is read each minute is not said again."""
+        entry = self._entries.get(webhook.webhook_id)
+        is_news = entry is None or entry.webhook.revision != webhook.revision
+        complaint = webhook.status_policy.complaint
+        if complaint is not None and is_news:
+            _log.warning("status_policy_unreadable", webhook_id=webhook.webhook_id, reason=complaint)
 
 
 def _fresh_seconds(webhook: Webhook) -> float:

@@ -152,6 +152,7 @@ class Worker:
             dispatch=self._dispatch,
             metrics=self.metrics,
             clock=self.clock,
+            webhook_share=self.settings.worker.webhook_share,
         )
         self.metrics.observe_load(
             attempts_in_flight=lambda: self._capacity.in_flight,

@@ -42,6 +42,7 @@ from pggit_reactor.core.special_networks import (
     Network,
     special_kind,
 )
+from pggit_reactor.core.status_policy import Meaning, StatusPolicy
 
 _LOWER_AND_DIGITS: Final = string.ascii_lowercase + string.digits
 _COUNT_MAX: Final = 2**31 - 1
@@ -75,6 +76,12 @@ def seconds(*, maximum: float = _SECONDS_MAX) -> st.SearchStrategy[float]:
 
 
 # Outcomes
+
+
+def status_policies() -> st.SearchStrategy[StatusPolicy]:
+    """A webhook's own table of statuses."""
+    names = st.integers(300, 599).map(str) | st.sampled_from(("3xx", "4xx", "5xx", "410", "429", "503"))
+    return st.dictionaries(names, st.sampled_from(Meaning), max_size=8).map(StatusPolicy.parse)
 
 
 def statuses() -> st.SearchStrategy[int]:
@@ -200,6 +207,7 @@ def webhooks() -> st.SearchStrategy[Webhook]:
         headers=extra_headers().map(lambda headers: tuple(headers.items())),
         signature_scope=st.sampled_from(SignatureScope),
         max_body_bytes=st.integers(1, 2**20),
+        status_policy=status_policies(),
     )
 
 

@@ -1,7 +1,7 @@
 -- name: claim
 -- Takes up to a budget of ready rows of each hot webhook under a lease, and tells when each webhook is next due.
 -- One row a claimed delivery, and one with a null delivery_id for each webhook that may be sent to at all; in it, the
--- column of the revision holds the webhook's concurrency. Of a webhook with an order only heads are claimed: those that
+-- column of the revision holds the webhook's concurrency, and that of retry_count its weight. Of a webhook with an order only heads are claimed: those that
 -- pggit.order_heads finds, from a place on that the worker keeps for it.
 -- For each distinct priority present the claim index is probed with equality and ready_at <= now(): one range over
 -- all priorities would walk through every far retry. Leased rows are stepped over: no index knows a lease.
@@ -17,6 +17,7 @@ WITH hot AS MATERIALIZED (
         w.ordering,
         w.ordering_since,
         h.place,
+        w.weight,
         w.revision,
         now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
         -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
@@ -123,7 +124,7 @@ FROM claimed AS c
 CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
 SELECT
-    h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, h.weight, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
     CASE WHEN h.ordering <> 'none' THEN (
         SELECT extract(epoch FROM o.due_at - now())::float8 FROM in_order AS o
         WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL

@@ -82,6 +82,14 @@ WHERE w.state <> 'active' OR l.paused_until > now()
 ORDER BY w.webhook_id
 LIMIT %(ids_max)s;
 
+-- name: status_policies
+-- Tables of statuses as stored, for a program to read.
+SELECT w.webhook_id, w.name, w.status_policy::text
+FROM pggit.webhook AS w
+WHERE w.status_policy IS NOT NULL
+ORDER BY w.webhook_id
+LIMIT %(rows_max)s;
+
 -- name: workers
 SELECT
     r.worker_id, r.version, r.state,

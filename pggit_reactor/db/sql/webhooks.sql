@@ -8,7 +8,8 @@ SELECT
     s.versions, s.sealed_secrets,
     (SELECT extract(epoch FROM min(m.moment) - now())::float8
      FROM pggit.webhook_secret AS t CROSS JOIN LATERAL (VALUES (t.not_before), (t.expires_at)) AS m (moment)
-     WHERE t.webhook_id = w.webhook_id AND m.moment > now())
+     WHERE t.webhook_id = w.webhook_id AND m.moment > now()),
+    w.status_policy::text
 FROM pggit.webhook AS w
 LEFT JOIN LATERAL (
     SELECT array_agg(t.version ORDER BY t.version DESC) AS versions,

@@ -338,3 +338,11 @@ def test_a_server_that_will_not_do_is_trouble(change, word) -> None:
 @pytest.mark.parametrize(("wall", "level"), [(1000.9, "ok"), (1001.1, "trouble"), (998.9, "trouble")])
 def test_clocks_may_differ_by_a_second(wall, level) -> None:
     assert [finding.level for finding in judge_clock(SERVER, wall=wall)] == [level]
+
+
+def test_a_status_policy_that_cannot_be_read_is_found(examined, registered, database) -> None:
+    database.execute("""UPDATE pggit.webhook SET status_policy = '{"404": "later"}'""")
+
+    (finding,) = examined()["webhooks"]
+    assert 'calls "404" "later"' in finding["what"]
+    assert "webhook set 7 status_policy=" in finding["remedy"]

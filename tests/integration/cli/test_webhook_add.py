@@ -178,7 +178,7 @@ def test_options_and_words_set_columns(commands, database, sealer, hook) -> None
 def test_without_words_the_columns_have_the_schemas_defaults(commands, database, hook) -> None:
     commands.ok("webhook", "add", hook)
     columns = ["concurrency", "rate_per_s", "burst", "attempt_timeout", "max_attempts", "give_up_after",
-               "max_body_bytes", "signature_scope", "labels"]  # fmt: skip
+               "max_body_bytes", "signature_scope", "labels", "weight", "status_policy"]  # fmt: skip
     database.execute(
         "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin) VALUES (-1, 'plain', '', '')"
     )

@@ -199,3 +199,21 @@ def test_a_removed_id_takes_its_deliveries_back(commands, alerts, database, enqu
     commands.ok("webhook", "add", hook, "--id", str(alerts))
 
     assert database.execute("SELECT unknown_since FROM pggit.webhook_limit").fetchone() == (None,)
+
+
+def test_a_status_policy_and_a_weight_are_kept_shown_and_audited(commands, alerts, database) -> None:
+    commands.ok("webhook", "set", "alerts", "status_policy=404:transient,5xx:permanent", "weight=7")
+    record = shown(commands)
+    _, _, details = last_audit(database)
+    commands.ok("webhook", "set", "alerts", "status_policy=", "weight=")
+
+    assert (record["status_policy"], record["weight"]) == ({"404": "transient", "5xx": "permanent"}, 7)
+    assert details["status_policy"] == {"from": None, "to": {"404": "transient", "5xx": "permanent"}}
+    assert (shown(commands)["status_policy"], shown(commands)["weight"]) == (None, 1)
+
+
+def test_a_policy_that_somebody_wrote_stays_until_it_is_set(commands, alerts, database) -> None:
+    database.execute("UPDATE pggit.webhook SET status_policy = '[404]'")
+    commands.ok("webhook", "set", "alerts", "concurrency=8")
+
+    assert shown(commands)["status_policy"] == [404]

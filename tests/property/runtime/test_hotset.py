@@ -7,7 +7,8 @@ import math
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pggit_reactor.runtime.hotset import HotSet
+from pggit_reactor.core.model import WebhookId
+from pggit_reactor.runtime.hotset import HotSet, Want
 
 IDS = st.integers(min_value=1, max_value=6)
 
@@ -23,6 +24,11 @@ class HotSetMachine(RuleBasedStateMachine):
     @rule(ids=st.lists(IDS, max_size=4))
     def mark(self, ids: list[int]) -> None:
         self.hot.mark(ids)
+        self.model_hot.update(ids)
+
+    @rule(ids=st.lists(IDS, max_size=4))
+    def put_back(self, ids: list[int]) -> None:
+        self.hot.put_back(ids)
         self.model_hot.update(ids)
 
     @rule(webhook_id=IDS, seconds=st.floats(min_value=0, max_value=50))
@@ -46,12 +52,19 @@ class HotSetMachine(RuleBasedStateMachine):
         suspended=st.frozensets(IDS, max_size=2),
     )
     def take(self, slots: int, busy: dict[int, int], suspended: frozenset[int]) -> None:
-        budgets = self.hot.take(slots=slots, in_flight=busy, concurrency=lambda _: 4, suspended=suspended)
+        def want(webhook_id: WebhookId) -> Want | None:
+            room = 4 - busy.get(webhook_id, 0)
+            if room <= 0 or webhook_id in suspended:
+                return None
+            return 1 + webhook_id % 3, busy.get(webhook_id, 0), room
+
+        budgets = self.hot.take(want, slots=slots, free=slots)
 
         assert set(budgets) <= self.model_hot - suspended
         assert all(budget <= 4 - busy.get(webhook_id, 0) for webhook_id, budget in budgets.items())
         able = {webhook_id for webhook_id in self.model_hot - suspended if busy.get(webhook_id, 0) < 4}
-        assert len(budgets) == min(len(able), slots)
+        rooms = sum(4 - busy.get(webhook_id, 0) for webhook_id in able)
+        assert sum(budgets.values()) == min(rooms, slots)
         self.model_hot -= set(budgets)
 
     @invariant()
