@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
-from pggit_reactor.db.claims import Claim, adopt_unknown, claim, discover
+from pggit_reactor.db.claims import Claim, ClaimedWebhook, HeldBy, adopt_unknown, claim, discover
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.errors import (
@@ -29,6 +29,7 @@ from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
+from pggit_reactor.runtime.holds import Holds
 from pggit_reactor.runtime.hotset import HotSet
 from pggit_reactor.runtime.refusals import Suspects, is_about_rows
 from pggit_reactor.runtime.wake import Wake
@@ -55,6 +56,8 @@ STOPPED_PAUSE_SECONDS: Final = 0.25
 CONCURRENCY_GUESS: Final = 32
 """Before a first claim told the true one; the claim statement knows it."""
 CONCURRENCIES_MAX: Final = 50_000
+
+_NO_SLACK: Final = frozenset({HeldBy.TOKENS, HeldBy.BUSY, HeldBy.LIMITS})
 
 _log = get_logger("claimer")
 
@@ -127,6 +130,12 @@ class Claimer:
         init=False,
     )
     _hot: HotSet = attrs.field(factory=HotSet, init=False)
+    _holds: Holds = attrs.field(
+        default=attrs.Factory(
+            lambda self: Holds(metrics=self.metrics, draw=self.clock.draw), takes_self=True
+        ),
+        init=False,
+    )
     _suspects: Suspects = attrs.field(factory=Suspects, init=False)
     _wake: Wake = attrs.field(factory=Wake, init=False)
     _generation: int = attrs.field(default=0, init=False)
@@ -320,6 +329,7 @@ class Claimer:
                     lease_seconds=self.lease_seconds,
                     silence_seconds=self.silence_seconds,
                     instance=self.instance,
+                    plain=self._holds.none_limited(budgets),
                 )
         except BaseException as error:
             # Whether it was committed is unknown: then its rows come back when their lease has run out.
@@ -348,20 +358,24 @@ class Claimer:
             _log.warning("expired_leases_taken_over", count=claimed.taken_over)
         if len(self._concurrency) > CONCURRENCIES_MAX:
             self._concurrency.clear()
-        self._concurrency.update(claimed.concurrency)
-        self._hot.mark(self._not_exhausted(claimed, budgets))
-        for webhook_id, seconds in claimed.next_due_seconds.items():
-            if seconds is not None:
-                self._hot.mark_at(webhook_id, now + seconds + TIMER_SLACK_SECONDS)
+        got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
+        for webhook_id, found in claimed.webhooks.items():
+            self._concurrency[webhook_id] = found.concurrency
+            asked = min(budgets[webhook_id], found.concurrency - self.capacity.by_webhook[webhook_id])
+            self._ask_again(webhook_id, found, asked=asked, got=got[webhook_id], now=now)
         if claimed.deliveries:
             self.dispatch(
                 claimed.deliveries, ClaimTimes(woken_at=self._woken_at, began_at=began, claimed_at=now)
             )
 
-    def _not_exhausted(self, claimed: Claim, budgets: dict[WebhookId, int]) -> Iterable[WebhookId]:
-        """Return the webhooks that gave all that was asked for, and so may have more."""
-        got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
-        for webhook_id, concurrency in claimed.concurrency.items():
-            asked = min(budgets[webhook_id], concurrency - self.capacity.by_webhook[webhook_id])
-            if got[webhook_id] >= asked:
-                yield webhook_id
+    def _ask_again(
+        self, webhook_id: WebhookId, found: ClaimedWebhook, *, asked: int, got: int, now: float
+    ) -> None:
+        at = self._holds.ask_again_at(webhook_id, found, asked=asked, got=got, now=now)
+        if found.held_by is HeldBy.MISSING:
+            self.look_around()  # Which gives it one.
+        elif found.held_by is None and got >= asked:
+            self._hot.mark([webhook_id])  # It gave all that was asked for, and so may have more.
+        if at is not None:
+            slack = 0.0 if found.held_by in _NO_SLACK else TIMER_SLACK_SECONDS
+            self._hot.mark_at(webhook_id, at + slack)

@@ -1,0 +1,2 @@
+-- A place that another branch fills.
+SELECT 1;
