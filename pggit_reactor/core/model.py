@@ -179,6 +179,8 @@ class ClaimedDelivery:
     waited_seconds: float
     """Since it became ready; what latency is measured from."""
     expired: bool
+    is_limited: bool = False
+    """It took a token: an attempt that begins much later than its claim would be one too many in some window."""
     headers_json: str | None = attrs.field(default=None, repr=False)
     event_type: str | None = None
     traceparent: str | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
 import attrs
 
+from pggit_reactor.core import token_bucket
 from pggit_reactor.core.delivery_uid import delivery_uid
 from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, LeaseToken, State, WebhookId
 from pggit_reactor.db.connect import TrioConnection
@@ -23,7 +25,70 @@ NOT_LOOKED: Final = "w"
 _BIGINTS: Final = 1 << 63
 
 _SQL = statements("claim")
-_CLAIM: Final = HotStatement.of(_SQL["claim"])
+PLAIN_CLAIM: Final = HotStatement.of(
+    _SQL["claim"]
+    .replace("/* hot */", _SQL["hot_plain"])
+    .replace("/* heads */", "")
+    .replace("/* spent */", "")
+    .replace("/* webhooks */", _SQL["webhooks_plain"])
+)
+LIMITED_CLAIM: Final = HotStatement.of(
+    _SQL["claim"]
+    .replace("/* hot */", _SQL["hot_limited"])
+    .replace("/* heads */", _SQL["heads"])
+    .replace("/* spent */", f", {_SQL['spent']}")
+    .replace("/* webhooks */", _SQL["webhooks_limited"])
+)
+# Named here, so that tests of plans explain what is run.
+LIMITS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "rate_min": str(token_bucket.RATE_MIN),
+        "rate_max": str(token_bucket.RATE_MAX),
+        "fill_seconds": str(token_bucket.FILL_SECONDS_MAX),
+        "disorder_seconds": str(token_bucket.DISORDER_SECONDS_MAX),
+        "tolerance": str(token_bucket.TOLERANCE),
+        "wake_seconds": str(token_bucket.WAKE_SECONDS_MIN),
+    }
+)
+
+
+class HeldBy(StrEnum):
+    """What keeps a webhook from being claimed further; the words of the claim statement."""
+
+    BLOCKED = "blocked"
+    """For a time: paused, or asked for by its receiver."""
+    BUSY = "busy"
+    """Another worker is claiming it at this moment."""
+    MISSING = "missing"
+    """Its limit row is missing: until it has one, it has no tokens."""
+    TOKENS = "tokens"
+    """It has no more tokens."""
+    LIMITS = "limits"
+    """It has limits or an order, and the claim was a plain one."""
+
+
+@attrs.frozen(kw_only=True)
+class ClaimedWebhook:
+    """What a claim says of a webhook that is registered and active."""
+
+    concurrency: int
+    """How many attempts of it a worker may run at once."""
+    weight: int
+    """What its turn is worth where workers are short of room."""
+    is_limited: bool
+    """A plain claim would not get any of it."""
+    held_by: HeldBy | None
+    ask_again_seconds: float | None
+    """Until it is worth asking again, as far as is known: its next row that is not yet due, the next token, or the end
+    of a block; each within a day."""
+    place: str | None
+    """Of a webhook with an order: where the next claim of it goes on. Empty: its heads were all looked at; beginning with
+    `NOT_LOOKED`: none was. None: it has no order."""
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether the claim itself says if there is more: it has an order, and its heads were looked at."""
+        return self.place is not None and not self.place.startswith(NOT_LOOKED)
 
 
 @attrs.frozen(kw_only=True)
@@ -31,16 +96,8 @@ class Claim:
     """What one claim statement brought."""
 
     deliveries: tuple[ClaimedDelivery, ...]
-    concurrency: Mapping[WebhookId, int]
-    """How many attempts of each of these webhooks a worker may run at once."""
-    weights: Mapping[WebhookId, int]
-    """What a turn of each of these webhooks is worth where workers are short of room."""
-    next_due_seconds: Mapping[WebhookId, float | None]
-    """For each webhook that may be sent to: seconds until its next row that is not yet due, within a day. A webhook
-    that is missing is unregistered, paused, disabled or blocked."""
-    places: Mapping[WebhookId, str]
-    """For each webhook with an order: where the next claim of it goes on. Empty: its heads were all looked at;
-    beginning with `NOT_LOOKED`: none was."""
+    webhooks: Mapping[WebhookId, ClaimedWebhook]
+    """Of those that were asked for. One that is missing is unregistered, paused for good, or disabled."""
     taken_over: int
     """Rows whose earlier lease had run out."""
 
@@ -55,15 +112,16 @@ async def claim(
     silence_seconds: float,
     instance: str,
     places: Mapping[WebhookId, str] = MappingProxyType({}),
+    plain: bool = False,
 ) -> Claim:
-    """Claim at most the budget of each webhook, and no more than its concurrency leaves room for.
+    """Claim at most the budget of each webhook, and no more than its concurrency and its token bucket leave room for.
 
-    Of a webhook with an order only heads are claimed, looked for from its place in *places* on.
-
-    The lease is the larger of *lease_seconds* and the webhook's attempt timeout plus 3 s. A worker that was last heard
-    more than *silence_seconds* before its lease ran out is taken for dead.
+    Of a webhook with an order only heads are claimed, looked for from its place in *places* on. A *plain* claim is
+    quicker, and gets nothing of webhooks that have limits or an order: it says which have. The lease is the
+    larger of *lease_seconds* and the webhook's attempt timeout plus 3 s. A worker that was last heard more than
+    *silence_seconds* before its lease ran out is taken for dead.
     """
-    rows = await _CLAIM.fetch(
+    rows = await (PLAIN_CLAIM if plain else LIMITED_CLAIM).fetch(
         connection,
         {
             "webhook_ids": integers(budgets.keys()),
@@ -75,21 +133,26 @@ async def claim(
             "silence_seconds": str(silence_seconds),
             "instance": instance,
             "inline_bytes": str(INLINE_BODY_BYTES_MAX),
+            **LIMITS,
         },
     )
     deliveries: list[ClaimedDelivery] = []
-    concurrency: dict[WebhookId, int] = {}
-    weights: dict[WebhookId, int] = {}
-    next_due: dict[WebhookId, float | None] = {}
-    ends: dict[WebhookId, str] = {}
+    webhooks: dict[WebhookId, ClaimedWebhook] = {}
+    limited: set[WebhookId] = set()
     taken_over = 0
-    for row in rows:
+    # The rows that speak of webhooks come last.
+    for row in reversed(rows):
         if row[1] is None:
-            concurrency[row[0]] = row[3]
-            weights[row[0]] = row[7]
-            next_due[row[0]] = row[18]
-            if row[19] is not None:
-                ends[row[0]] = row[19]
+            webhooks[row[0]] = ClaimedWebhook(
+                concurrency=row[3],
+                weight=row[7],
+                is_limited=row[13] or row[19] is not None or row[4] == HeldBy.LIMITS,
+                held_by=None if row[4] is None else HeldBy(row[4]),
+                ask_again_seconds=row[18],
+                place=row[19],
+            )
+            if row[13]:
+                limited.add(row[0])
             continue
         taken_over += row[17]
         deliveries.append(
@@ -112,29 +175,25 @@ async def claim(
                 headers_json=row[14],
                 event_type=row[15],
                 traceparent=row[16],
+                is_limited=row[0] in limited,
             )
         )
-    return Claim(
-        deliveries=tuple(deliveries),
-        concurrency=concurrency,
-        weights=weights,
-        next_due_seconds=next_due,
-        places=ends,
-        taken_over=taken_over,
-    )
+    return Claim(deliveries=tuple(reversed(deliveries)), webhooks=webhooks, taken_over=taken_over)
 
 
 async def warm_up(connection: TrioConnection) -> None:
-    """Prepare and plan the statement, and load what it touches, by claiming nothing."""
-    await claim(
-        connection,
-        {},
-        in_flight={},
-        lease_token=LeaseToken(0),
-        lease_seconds=0,
-        silence_seconds=0,
-        instance="",
-    )
+    """Prepare and plan the statements, and load what they touch, by claiming nothing."""
+    for plain in (True, False):
+        await claim(
+            connection,
+            {},
+            in_flight={},
+            lease_token=LeaseToken(0),
+            lease_seconds=0,
+            silence_seconds=0,
+            instance="",
+            plain=plain,
+        )
 
 
 async def release(connection: TrioConnection, deliveries: Sequence[ClaimedDelivery]) -> int:
@@ -149,6 +208,12 @@ async def release(connection: TrioConnection, deliveries: Sequence[ClaimedDelive
         },
     )
     return cursor.rowcount
+
+
+async def take_token(connection: TrioConnection, webhook_id: WebhookId) -> bool:
+    """Take one token more for an attempt that begins later than its claim allows; say whether there was one."""
+    cursor = await connection.execute(_SQL["take_token"], {"webhook_id": webhook_id, **LIMITS})
+    return cursor.rowcount == 1
 
 
 async def fetch_body(connection: TrioConnection, delivery: ClaimedDelivery) -> bytes | None:
@@ -204,7 +269,9 @@ def ids_of(hint: str) -> list[WebhookId]:
 
 __all__ = [
     "Claim",
+    "ClaimedWebhook",
     "DeliveryId",
+    "HeldBy",
     "adopt_unknown",
     "claim",
     "discover",
@@ -213,4 +280,5 @@ __all__ = [
     "ids_of",
     "prune_limits",
     "release",
+    "take_token",
 ]

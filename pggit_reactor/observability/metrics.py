@@ -38,6 +38,7 @@ WAKE_CAUSES: Final = ("notify", "timer", "poll")
 
 _LEGACY_BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1, 2, 5)
 _LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 30, 300)
+_WAIT_BUCKETS: Final = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _STATEMENT_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5)
 _ROWS_BUCKETS: Final = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
@@ -89,6 +90,7 @@ class Metrics(Collector):
         self._other_webhooks: _WebhookSeries | None = None
         self._define_legacy(worker_id)
         self._define_work()
+        self._define_limits()
         self._define_connections()
         self._define_load()
         self._define_state()
@@ -151,6 +153,18 @@ class Metrics(Collector):
     def rate_limited(self, webhook_id: int) -> None:
         """Count a delivery put off by a rate limit, ours or the receiver's."""
         (self._webhooks.get(webhook_id) or self._webhook(webhook_id)).limit_hits.inc()
+
+    def token_waited(self, seconds: float) -> None:
+        """Record how long a webhook with rows that could have been sent had no token for them."""
+        self._token_wait.observe(seconds)
+
+    def bucket_busy(self) -> None:
+        """Count a claim that found a webhook being claimed by another worker."""
+        self._buckets_busy.inc()
+
+    def tokens_lost(self, count: int = 1) -> None:
+        """Count tokens that were taken and not used, because an attempt could not begin in time."""
+        self._tokens_lost.inc(count)
 
     def breaker_opened(self, webhook_id: int) -> None:
         """Count an opening of a circuit breaker."""
@@ -287,6 +301,17 @@ class Metrics(Collector):
         )
         self._leases_expired = self._counter("leases_expired_total", "Rows taken over after their lease.")
         self._fenced_writes = self._counter("fenced_writes_total", "Outcomes that came too late to count.")
+
+    def _define_limits(self) -> None:
+        self._token_wait = self._histogram(
+            "token_wait_seconds", "How long webhooks with due rows had no token.", _WAIT_BUCKETS
+        )
+        self._buckets_busy = self._counter(
+            "buckets_busy_total", "Claims of a webhook that another worker was claiming."
+        )
+        self._tokens_lost = self._counter(
+            "tokens_lost_total", "Tokens taken for attempts that could not begin in time."
+        )
 
     def _define_connections(self) -> None:
         wakeups = self._counter("wakeups_total", "Wake-ups of the claimer.", "cause")

@@ -16,7 +16,15 @@ import attrs
 import trio
 
 from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
-from pggit_reactor.db.claims import NOT_LOOKED, Claim, adopt_unknown, claim, discover
+from pggit_reactor.db.claims import (
+    NOT_LOOKED,
+    Claim,
+    ClaimedWebhook,
+    HeldBy,
+    adopt_unknown,
+    claim,
+    discover,
+)
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.errors import (
@@ -29,6 +37,7 @@ from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
+from pggit_reactor.runtime.holds import Holds
 from pggit_reactor.runtime.hotset import HotSet, Want
 from pggit_reactor.runtime.refusals import Suspects, is_about_rows
 from pggit_reactor.runtime.wake import Wake
@@ -56,6 +65,8 @@ CONCURRENCY_GUESS: Final = 32
 """Before a first claim told the true one; the claim statement knows it."""
 CONCURRENCIES_MAX: Final = 50_000
 WEIGHT_GUESS: Final = 1
+
+_NO_SLACK: Final = frozenset({HeldBy.TOKENS, HeldBy.BUSY, HeldBy.LIMITS})
 
 _log = get_logger("claimer")
 
@@ -138,6 +149,12 @@ class Claimer:
         default=attrs.Factory(
             lambda self: HotSet(attempts_max=self.capacity.attempts_max, share=self.webhook_share),
             takes_self=True,
+        ),
+        init=False,
+    )
+    _holds: Holds = attrs.field(
+        default=attrs.Factory(
+            lambda self: Holds(metrics=self.metrics, draw=self.clock.draw), takes_self=True
         ),
         init=False,
     )
@@ -355,6 +372,7 @@ class Claimer:
                     silence_seconds=self.silence_seconds,
                     instance=self.instance,
                     places=self._hot.places(budgets),
+                    plain=self._holds.none_limited(budgets),
                 )
         except BaseException as error:
             # Whether it was committed is unknown: then its rows come back when their lease has run out.
@@ -384,41 +402,49 @@ class Claimer:
         if len(self._concurrency) > CONCURRENCIES_MAX:
             self._concurrency.clear()
             self._weights.clear()
-        self._concurrency.update(claimed.concurrency)
-        self._weights.update(claimed.weights)
-        self._note_places(claimed, budgets)
-        self._hot.put_back(self._not_exhausted(claimed, budgets))
-        for webhook_id, seconds in claimed.next_due_seconds.items():
-            if seconds is not None:
-                self._hot.mark_at(webhook_id, now + seconds + TIMER_SLACK_SECONDS)
+        if len(self._ordered) > CONCURRENCIES_MAX:
+            self._ordered.clear()
+        got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
+        for webhook_id in budgets:
+            found = claimed.webhooks.get(webhook_id)
+            if found is None:
+                self._ordered.discard(webhook_id)
+                self._hot.end_lap(webhook_id)
+                continue
+            self._concurrency[webhook_id] = found.concurrency
+            self._weights[webhook_id] = found.weight
+            self._note_place(webhook_id, found)
+            asked = min(budgets[webhook_id], found.concurrency - self.capacity.by_webhook[webhook_id])
+            self._ask_again(webhook_id, found, asked=asked, got=got[webhook_id], now=now)
         if claimed.deliveries:
             self.dispatch(
                 claimed.deliveries, ClaimTimes(woken_at=self._woken_at, began_at=began, claimed_at=now)
             )
 
-    def _note_places(self, claimed: Claim, budgets: Iterable[WebhookId]) -> None:
-        if len(self._ordered) > CONCURRENCIES_MAX:
-            self._ordered.clear()
-        self._ordered.difference_update(claimed.concurrency)
-        self._ordered.update(claimed.places)
-        for webhook_id in budgets:
-            place = claimed.places.get(webhook_id, "")
-            if place.startswith(NOT_LOOKED):
-                self._hot.keep_place(webhook_id, place)
-            elif place:
-                self._hot.go_on(webhook_id, place)
-            else:
-                self._hot.end_lap(webhook_id)
+    def _note_place(self, webhook_id: WebhookId, found: ClaimedWebhook) -> None:
+        """Keep where the next claim of a webhook with an order goes on."""
+        if found.held_by is HeldBy.LIMITS:
+            return  # A plain claim knows of no order.
+        if found.place is None:
+            self._ordered.discard(webhook_id)
+            self._hot.end_lap(webhook_id)
+            return
+        self._ordered.add(webhook_id)
+        if not found.place:
+            self._hot.end_lap(webhook_id)
+        elif found.place.startswith(NOT_LOOKED) or found.held_by is HeldBy.TOKENS:
+            self._hot.keep_place(webhook_id, found.place)
+        else:
+            self._hot.go_on(webhook_id, found.place)
 
-    def _not_exhausted(self, claimed: Claim, budgets: dict[WebhookId, int]) -> Iterable[WebhookId]:
-        """Return the webhooks that gave all that was asked for, and so may have more.
-
-        Of one with an order the claim itself has said whether there is more, unless it could not look.
-        """
-        got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
-        for webhook_id, concurrency in claimed.concurrency.items():
-            if not claimed.places.get(webhook_id, NOT_LOOKED).startswith(NOT_LOOKED):
-                continue
-            asked = min(budgets[webhook_id], concurrency - self.capacity.by_webhook[webhook_id])
-            if got[webhook_id] >= asked:
-                yield webhook_id
+    def _ask_again(
+        self, webhook_id: WebhookId, found: ClaimedWebhook, *, asked: int, got: int, now: float
+    ) -> None:
+        at = self._holds.ask_again_at(webhook_id, found, asked=asked, got=got, now=now)
+        if found.held_by is HeldBy.MISSING:
+            self.look_around()  # Which gives it one.
+        elif found.held_by is None and got >= asked and not found.has_said_all:
+            self._hot.put_back([webhook_id])  # It gave all that was asked for, and so may have more.
+        if at is not None:
+            slack = 0.0 if found.held_by in _NO_SLACK else TIMER_SLACK_SECONDS
+            self._hot.mark_at(webhook_id, at + slack)

@@ -11,7 +11,7 @@ import trio
 
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, LeaseToken, Webhook, WebhookId
-from pggit_reactor.db.claims import fetch_body, release
+from pggit_reactor.db.claims import fetch_body, release, take_token
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.db.settle import Settlement
 from pggit_reactor.errors import DatabaseError
@@ -25,6 +25,8 @@ from pggit_reactor.runtime.webhook_book import WebhookBook
 
 START_SECONDS_MAX: Final = 2.0
 """A claim that has not started by then goes back: its lease covers the attempt and 3 s, no more."""
+START_LIMITED_SECONDS_MAX: Final = 0.25
+"""One that took a token goes back sooner: the windows of its receiver's rate are those of the claims, and this much."""
 LOAD_RETRY_SECONDS: Final = 1.0
 
 _log = get_logger("fanout")
@@ -141,9 +143,15 @@ class FanOut:
             self.bodies.take(delivery.body_bytes)
         try:
             body = await self._body(delivery)
+            in_time = body is not None and await self._may_begin(delivery, times)
             started_at = trio.current_time()
             # From when the claim began: the lease was running before its answer came.
-            if body is None or self.draining or started_at > times.began_at + START_SECONDS_MAX:
+            if (
+                body is None
+                or not in_time
+                or self.draining
+                or started_at > times.began_at + START_SECONDS_MAX
+            ):
                 await self._give_back([delivery])
                 return
             done = await attempt(
@@ -152,6 +160,24 @@ class FanOut:
         finally:
             self.bodies.give_back(delivery.body_bytes)
         self._finish(delivery, done, times, started_at)
+
+    async def _may_begin(self, delivery: ClaimedDelivery, times: ClaimTimes) -> bool:
+        """Say whether the attempt begins while its token counts. What was late because of its large body, and would be
+        so each time, takes a token of the moment instead."""
+        began_at = times.began_at
+        if not delivery.is_limited or trio.current_time() <= began_at + START_LIMITED_SECONDS_MAX:
+            return True
+        if delivery.body is not None:
+            return False
+        try:
+            async with self.load_lane.use() as connection:
+                began_at = trio.current_time()
+                has_token = await take_token(connection, delivery.webhook_id)
+        except DatabaseError as error:
+            _log.warning("token_not_taken", delivery_id=delivery.delivery_id, reason=str(error))
+            return False
+        self.metrics.tokens_lost()
+        return has_token and trio.current_time() <= began_at + START_LIMITED_SECONDS_MAX
 
     async def _body(self, delivery: ClaimedDelivery) -> bytes | None:
         if delivery.body is not None:
@@ -173,6 +199,7 @@ class FanOut:
         self._out(delivery)
 
     async def _give_back(self, deliveries: Sequence[ClaimedDelivery]) -> None:
+        self.metrics.tokens_lost(sum(delivery.is_limited for delivery in deliveries))
         try:
             async with self.load_lane.use() as connection:
                 await release(connection, deliveries)

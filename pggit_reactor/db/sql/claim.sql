@@ -1,51 +1,14 @@
 -- name: claim
 -- Takes up to a budget of ready rows of each hot webhook under a lease, and tells when each webhook is next due.
--- One row a claimed delivery, and one with a null delivery_id for each webhook that may be sent to at all; in it, the
--- column of the revision holds the webhook's concurrency, and that of retry_count its weight. Of a webhook with an order only heads are claimed: those that
--- pggit.order_heads finds, from a place on that the worker keeps for it.
+-- One row a claimed delivery, and one with a null delivery_id for each webhook that is registered and active. It comes in
+-- two forms, plain and limited: the marks are places for what follows below. Of a webhook with an order only heads are
+-- claimed: those that pggit.order_heads finds, from a place on that the worker keeps for it.
 -- For each distinct priority present the claim index is probed with equality and ready_at <= now(): one range over
 -- all priorities would walk through every far retry. Leased rows are stepped over: no index knows a lease.
 -- crash_count rises where a lease that ran out is taken over, its holder had fallen silent before it ran out, and the
 -- claimer itself was heard all that time: so not for a lost database, not for an outcome that could not be written, and
 -- not for callers of get_ready_deliveries, who send no heartbeats.
-WITH hot AS MATERIALIZED (
-    SELECT
-        h.webhook_id,
-        -- The worker plans with the concurrency that an earlier claim told it, or with a guess.
-        greatest(least(h.budget, CASE w.ordering WHEN 'webhook' THEN 1 ELSE w.concurrency END - h.in_flight), 0) AS budget,
-        CASE w.ordering WHEN 'webhook' THEN 1 ELSE w.concurrency END AS concurrency,
-        w.ordering,
-        w.ordering_since,
-        h.place,
-        w.weight,
-        w.revision,
-        now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
-        -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
-        ARRAY(
-            WITH RECURSIVE level (priority) AS (
-                (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                 WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
-                 ORDER BY q.priority DESC LIMIT 1)
-                UNION ALL
-                SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                        WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
-                        ORDER BY q.priority DESC LIMIT 1)
-                FROM level WHERE level.priority IS NOT NULL
-            )
-            SELECT level.priority FROM level WHERE level.priority IS NOT NULL
-        ) AS priorities
-    FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[], %(places)s::text[])
-        AS h (webhook_id, budget, in_flight, place)
-    JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
-    LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
-    WHERE l.blocked_until IS NULL OR l.blocked_until <= now()
-),
-in_order AS MATERIALIZED (
-    SELECT h.webhook_id, o.delivery_id, o.lease_token, o.leased_by, o.lease_expires_at, o.in_order, o.due_at, o.place
-    FROM hot AS h
-    CROSS JOIN LATERAL pggit.order_heads(h.webhook_id, h.ordering, h.ordering_since, h.budget, h.place) AS o
-    WHERE h.ordering <> 'none'
-),
+WITH /* hot */,
 picked AS MATERIALIZED (
     SELECT p.delivery_id, p.taken_over, p.crashed, p.in_order, h.lease_until, h.revision
     FROM hot AS h
@@ -66,7 +29,7 @@ picked AS MATERIALIZED (
             r.in_order
         FROM (
             SELECT u.delivery_id, u.lease_token, u.leased_by, u.lease_expires_at, NULL::boolean AS in_order
-            FROM unnest(CASE h.ordering WHEN 'none' THEN h.priorities END) AS level (priority)
+            FROM unnest(h.priorities) AS level (priority)
             CROSS JOIN LATERAL (
                 SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at
                 FROM pggit.alert_delivery_queue AS q
@@ -76,14 +39,11 @@ picked AS MATERIALIZED (
                 LIMIT h.budget
                 FOR NO KEY UPDATE SKIP LOCKED
             ) AS u
-            UNION ALL
-            SELECT o.delivery_id, o.lease_token, o.leased_by, o.lease_expires_at, o.in_order
-            FROM in_order AS o
-            WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NOT NULL
+            /* heads */
         ) AS r
         LIMIT h.budget
     ) AS p
-    WHERE h.priorities <> '{}'
+    WHERE h.budget > 0
 ),
 claimed AS (
     UPDATE pggit.alert_delivery_queue AS q
@@ -96,7 +56,7 @@ claimed AS (
     FROM picked AS p
     WHERE q.delivery_id = p.delivery_id
     RETURNING q.*, p.taken_over, p.revision
-)
+)/* spent */
 SELECT
     c.webhook_id,
     c.delivery_id,
@@ -123,12 +83,52 @@ SELECT
 FROM claimed AS c
 CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
+/* webhooks */;
+
+-- name: hot_plain
+-- What may be claimed of webhooks that have neither rate nor order: nothing is locked, and nothing but the queue is
+-- written. One that has is only told to have it. It is a statement of its own because starting the other one takes 100 us longer.
+hot AS MATERIALIZED (
+    SELECT
+        h.webhook_id,
+        -- The worker plans with the concurrency that an earlier claim told it, or with a guess.
+        CASE WHEN v.held_by IS NULL THEN greatest(least(h.budget, w.concurrency - h.in_flight), 0) ELSE 0 END AS budget,
+        w.concurrency,
+        w.weight,
+        w.revision,
+        now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
+        v.held_by,
+        l.blocked_until,
+        -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
+        CASE WHEN v.held_by IS NULL THEN ARRAY(
+            WITH RECURSIVE level (priority) AS (
+                (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                 WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
+                 ORDER BY q.priority DESC LIMIT 1)
+                UNION ALL
+                SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                        WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
+                        ORDER BY q.priority DESC LIMIT 1)
+                FROM level WHERE level.priority IS NOT NULL
+            )
+            SELECT level.priority FROM level WHERE level.priority IS NOT NULL
+        ) ELSE '{}' END AS priorities
+    FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[])
+        AS h (webhook_id, budget, in_flight)
+    JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
+    LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
+    CROSS JOIN LATERAL (SELECT CASE
+        WHEN l.blocked_until > now() THEN 'blocked' WHEN w.rate_per_s > 0 OR w.ordering <> 'none' THEN 'limits' END AS held_by) AS v
+)
+
+-- name: webhooks_plain
+-- Of a webhook: its concurrency, what holds it back, whether its attempts take tokens, and in how many seconds it is worth
+-- asking again.
 SELECT
-    h.webhook_id, NULL, NULL, h.concurrency, NULL, NULL, NULL, h.weight, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    CASE WHEN h.ordering <> 'none' THEN (
-        SELECT extract(epoch FROM o.due_at - now())::float8 FROM in_order AS o
-        WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL
-    ) WHEN h.priorities <> '{}' THEN (
+    h.webhook_id, NULL, NULL, h.concurrency, h.held_by, NULL, NULL, h.weight, NULL, NULL, NULL, NULL, NULL, false, NULL, NULL, NULL, NULL,
+    CASE WHEN h.held_by = 'blocked' THEN
+        CASE WHEN h.blocked_until < now() + interval '1 day' THEN extract(epoch FROM h.blocked_until - now())::float8 END
+    WHEN h.priorities <> '{}' THEN (
         SELECT extract(epoch FROM min(n.ready_at) - now())::float8
         FROM unnest(h.priorities) AS level (priority)
         CROSS JOIN LATERAL (
@@ -138,8 +138,154 @@ SELECT
             ORDER BY q.ready_at LIMIT 1
         ) AS n
     ) END,
+    NULL
+FROM hot AS h
+
+-- name: hot_limited
+-- Of a webhook with a rate the limit row is locked before it is read, and no more rows are taken than there are tokens
+-- (core/token_bucket.py is the same arithmetic). Nobody waits for that lock: who loses gets the id back as busy.
+asked AS MATERIALIZED (
+    SELECT
+        h.webhook_id,
+        h.budget,
+        h.in_flight,
+        h.place,
+        CASE w.ordering WHEN 'webhook' THEN 1 ELSE w.concurrency END AS concurrency,
+        w.weight,
+        w.ordering,
+        w.ordering_since,
+        w.revision,
+        now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
+        CASE WHEN w.rate_per_s > 0 THEN least(greatest(w.rate_per_s, %(rate_min)s), %(rate_max)s)::float8 END AS rate,
+        w.burst,
+        l.webhook_id IS NULL AS is_missing,
+        CASE WHEN l.blocked_until > now() THEN l.blocked_until END AS blocked_until
+    FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[], %(places)s::text[])
+        AS h (webhook_id, budget, in_flight, place)
+    JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
+    LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
+),
+-- As they are now that they are locked, not as they were when the statement began.
+locked AS MATERIALIZED (
+    SELECT l.webhook_id, l.bucket_tat, CASE WHEN l.blocked_until > now() THEN l.blocked_until END AS blocked_until
+    FROM pggit.webhook_limit AS l
+    WHERE l.webhook_id = ANY (ARRAY(
+        SELECT a.webhook_id FROM asked AS a WHERE a.rate IS NOT NULL AND a.blocked_until IS NULL))
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+bucket AS MATERIALIZED (
+    SELECT
+        b.*,
+        b.debt > b.size / b.rate + %(disorder_seconds)s AS is_mended,
+        CASE WHEN b.debt > b.size / b.rate + %(disorder_seconds)s THEN b.size / b.rate ELSE b.debt END AS missing
+    FROM (
+        SELECT
+            k.webhook_id,
+            k.blocked_until,
+            a.rate,
+            greatest(1, floor(least(a.burst, a.rate * %(fill_seconds)s))) AS size,
+            -- Bounded, because infinity cannot be subtracted from.
+            extract(epoch FROM greatest(least(coalesce(k.bucket_tat, now()), now() + interval '7000 days'), now())
+                               - now())::float8 AS debt
+        FROM locked AS k
+        JOIN asked AS a ON a.webhook_id = k.webhook_id
+    ) AS b
+),
+hot AS MATERIALIZED (
+    SELECT
+        h.*,
+        -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
+        CASE WHEN h.budget > 0 AND h.ordering = 'none' THEN ARRAY(
+            WITH RECURSIVE level (priority) AS (
+                (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                 WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
+                 ORDER BY q.priority DESC LIMIT 1)
+                UNION ALL
+                SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                        WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
+                        ORDER BY q.priority DESC LIMIT 1)
+                FROM level WHERE level.priority IS NOT NULL
+            )
+            SELECT level.priority FROM level WHERE level.priority IS NOT NULL
+        ) ELSE '{}' END AS priorities
+    FROM (
+        SELECT
+            a.webhook_id,
+            a.concurrency,
+            a.weight,
+            a.ordering,
+            a.ordering_since,
+            a.place,
+            a.revision,
+            a.lease_until,
+            v.held_by,
+            greatest(a.blocked_until, b.blocked_until) AS blocked_until,
+            b.rate, b.size, b.missing, b.is_mended, t.tokens,
+            -- The worker plans with the concurrency that an earlier claim told it, or with a guess.
+            CASE WHEN v.held_by IS NULL
+                 THEN greatest(least(a.budget, a.concurrency - a.in_flight, t.tokens), 0) ELSE 0 END AS budget
+        FROM asked AS a
+        LEFT JOIN bucket AS b ON b.webhook_id = a.webhook_id
+        CROSS JOIN LATERAL (SELECT floor(b.size - b.missing * b.rate + %(tolerance)s)::integer AS tokens OFFSET 0) AS t
+        CROSS JOIN LATERAL (SELECT CASE
+            WHEN a.blocked_until IS NOT NULL OR b.blocked_until IS NOT NULL THEN 'blocked'
+            WHEN a.rate IS NOT NULL AND b.webhook_id IS NULL
+                THEN CASE WHEN a.is_missing THEN 'missing' ELSE 'busy' END END AS held_by OFFSET 0) AS v
+    ) AS h
+),
+in_order AS MATERIALIZED (
+    SELECT h.webhook_id, o.delivery_id, o.lease_token, o.leased_by, o.lease_expires_at, o.in_order, o.due_at, o.place
+    FROM hot AS h
+    CROSS JOIN LATERAL pggit.order_heads(h.webhook_id, h.ordering, h.ordering_since, h.budget, h.place) AS o
+    WHERE h.ordering <> 'none'
+)
+
+-- name: heads
+-- What webhooks with an order add to what is picked.
+            UNION ALL
+            SELECT o.delivery_id, o.lease_token, o.leased_by, o.lease_expires_at, o.in_order
+            FROM in_order AS o
+            WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NOT NULL
+
+-- name: spent
+-- On conflict and not an UPDATE: that would look for the row as it was when the statement began.
+spent AS (
+    INSERT INTO pggit.webhook_limit (webhook_id, bucket_tat)
+    SELECT h.webhook_id, now() + make_interval(secs => h.missing) + ceil(got.rows * 1000000 / h.rate) * interval '1 us'
+    FROM hot AS h
+    CROSS JOIN LATERAL (SELECT count(*) AS rows FROM claimed AS c WHERE c.webhook_id = h.webhook_id AND h.rate IS NOT NULL) AS got
+    WHERE h.rate IS NOT NULL AND (got.rows > 0 OR h.is_mended)
+    ON CONFLICT (webhook_id) DO UPDATE SET bucket_tat = excluded.bucket_tat
+)
+
+-- name: webhooks_limited
+-- As webhooks_plain. What holds it back may also be: busy, missing (no limit row), or tokens (there are no more).
+SELECT
+    h.webhook_id, NULL, NULL, h.concurrency, f.held_by, NULL, NULL, h.weight, NULL, NULL, NULL, NULL, NULL,
+    h.rate IS NOT NULL, NULL, NULL, NULL, NULL,
+    CASE f.held_by
+        WHEN 'blocked' THEN
+            CASE WHEN h.blocked_until < now() + interval '1 day' THEN extract(epoch FROM h.blocked_until - now())::float8 END
+        WHEN 'tokens' THEN greatest(
+            h.missing + (got.rows + 1 - h.size) / h.rate,
+            least(%(wake_seconds)s, h.size / h.rate / 2))
+        ELSE CASE WHEN h.ordering <> 'none' THEN (
+            SELECT extract(epoch FROM o.due_at - now())::float8 FROM in_order AS o
+            WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL
+        ) WHEN h.priorities <> '{}' THEN (
+            SELECT extract(epoch FROM min(n.ready_at) - now())::float8
+            FROM unnest(h.priorities) AS level (priority)
+            CROSS JOIN LATERAL (
+                SELECT q.ready_at FROM pggit.alert_delivery_queue AS q
+                WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority
+                    AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
+                ORDER BY q.ready_at LIMIT 1
+            ) AS n
+        ) END END,
     (SELECT o.place FROM in_order AS o WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL)
-FROM hot AS h;
+FROM hot AS h
+CROSS JOIN LATERAL (SELECT count(*) AS rows FROM claimed AS c WHERE c.webhook_id = h.webhook_id AND h.rate IS NOT NULL) AS got
+CROSS JOIN LATERAL (SELECT coalesce(h.held_by, CASE WHEN got.rows >= h.tokens THEN 'tokens' END) AS held_by OFFSET 0) AS f;
 
 -- name: release
 -- Gives back what was claimed and not sent; the queue's own trigger NOTIFYs, since the row is due.
@@ -147,6 +293,22 @@ UPDATE pggit.alert_delivery_queue AS q
 SET lease_token = NULL, lease_expires_at = NULL, leased_by = NULL
 FROM unnest(%(delivery_ids)s::bigint[], %(lease_tokens)s::bigint[]) AS mine (delivery_id, lease_token)
 WHERE q.delivery_id = mine.delivery_id AND q.lease_token = mine.lease_token;
+
+-- name: take_token
+-- One token more of a webhook's bucket, for an attempt that begins later than its claim allows; no row where there is none.
+UPDATE pggit.webhook_limit AS l
+SET bucket_tat = greatest(l.bucket_tat, now()) + ceil(1000000 / w.rate) * interval '1 us'
+FROM (
+    SELECT r.webhook_id, b.rate, greatest(1, floor(least(r.burst, b.rate * %(fill_seconds)s))) AS size
+    FROM pggit.webhook AS r
+    CROSS JOIN LATERAL (SELECT least(greatest(r.rate_per_s, %(rate_min)s), %(rate_max)s)::float8 AS rate) AS b
+    WHERE r.webhook_id = %(webhook_id)s AND r.rate_per_s > 0
+) AS w
+WHERE l.webhook_id = w.webhook_id
+    AND extract(epoch FROM greatest(least(coalesce(l.bucket_tat, now()), now() + interval '7000 days'), now())
+                           - now())::float8 * w.rate
+        <= w.size - 1 + %(tolerance)s
+RETURNING l.webhook_id;
 
 -- name: body
 -- The payload of a delivery that is too large to come with its claim.

@@ -56,12 +56,13 @@ class Rows:
         return row
 
     async def webhook(self, webhook_id: int, **columns: str) -> None:
-        """Register a webhook, with something where the sealed URL stands."""
+        """Register a webhook without a rate limit, and with something where the sealed URL stands."""
         wanted = {
             "webhook_id": str(webhook_id),
             "name": f"'webhook {webhook_id}'",
             "sealed_url": r"'\x00'",
             "url_origin": "'https://receiver.test'",
+            "rate_per_s": "0",
             **columns,
         }
         await self._database.execute(

@@ -55,7 +55,7 @@ async def work(database, hand, log: Log, *, whole_webhook: bool) -> None:
     place: str | None = ""
     while log.count < len(log.keys):
         claimed = await hand.claim({7: 3}, places={7: place or ""})
-        place = claimed.places[7]
+        place = claimed.webhooks[7].place
         log.begin(claimed.deliveries)
         for delivery in claimed.deliveries:
             key = log.keys[delivery.delivery_id]

@@ -10,6 +10,7 @@ import attrs
 import psycopg
 import pytest
 
+from pggit_reactor.db import claims
 from pggit_reactor.db.hot import HotStatement
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS
 from pggit_reactor.db.statements import statements
@@ -93,9 +94,13 @@ class Explainer:
 
     def explain(self, lane: str, subject: str, name: str, **bound: object) -> Plan:
         """Run the statement as prepared and return its plan; what it wrote is rolled back."""
+        return self.explain_hot(lane, f"{subject}_{name}", HotStatement.of(statements(subject)[name]), bound)
+
+    def explain_hot(
+        self, lane: str, prepared: str, statement: HotStatement, bound: Mapping[str, object]
+    ) -> Plan:
+        """The same, of a statement that is put together of several."""
         session = self.session(lane)
-        statement = HotStatement.of(statements(subject)[name])
-        prepared = f"{subject}_{name}"
         values = ", ".join(_literal(bound[parameter]) for parameter in statement.names)
         with session.transaction(force_rollback=True):
             session.execute(f"PREPARE {prepared} AS {statement.text.decode()}".encode())
@@ -111,22 +116,22 @@ class Explainer:
             text=json.dumps(row[0], indent=1),
         )
 
-    def claim(self, budgets: Mapping[int, int]) -> Plan:
+    def claim(self, budgets: Mapping[int, int], *, plain: bool = True) -> Plan:
         """Explain a claim."""
-        return self.explain(
-            "claim",
-            "claim",
-            "claim",
-            webhook_ids=list(budgets),
-            budgets=list(budgets.values()),
-            in_flights=[0] * len(budgets),
-            places=[None] * len(budgets),
-            lease_seconds=30,
-            lease_token=42,
-            silence_seconds=10,
-            instance="a worker",
-            inline_bytes=65536,
-        )
+        bound = {
+            **claims.LIMITS,
+            "webhook_ids": list(budgets),
+            "budgets": list(budgets.values()),
+            "in_flights": [0] * len(budgets),
+            "places": [None] * len(budgets),
+            "lease_seconds": 30,
+            "lease_token": 42,
+            "silence_seconds": 10,
+            "instance": "a worker",
+            "inline_bytes": 65536,
+        }
+        statement = claims.PLAIN_CLAIM if plain else claims.LIMITED_CLAIM
+        return self.explain_hot("claim", "claim", statement, bound)
 
     def settle(self, token: int, delivery_ids: list[int]) -> Plan:
         """Explain a settle that says: delivered."""
@@ -175,8 +180,8 @@ def fill(explainer: Explainer, *, webhooks: int, ready: int, far: int, delivered
     session.execute("SET session_replication_role = replica")  # no trigger: nobody listens
     session.execute("ALTER TABLE pggit.alert_delivery_queue SET (autovacuum_enabled = off)")
     session.execute(
-        "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin)"
-        " SELECT n, 'webhook ' || n, decode(repeat('00', 120), 'hex'), 'https://receiver.test'"
+        "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin, rate_per_s)"
+        " SELECT n, 'webhook ' || n, decode(repeat('00', 120), 'hex'), 'https://receiver.test', 0"
         " FROM generate_series(1, %s) AS n",
         (webhooks,),
     )

@@ -49,9 +49,9 @@ def fill(explainer, ordering: str, *rows: tuple[int, str, str]) -> None:
 @pytest.mark.parametrize("key", ["NULL::text", "'key ' || n"])
 def test_a_backlog_of_one_ordered_webhook_costs_a_claim_nothing(explainer, size, key):
     fill(explainer, "webhook", (size, key, "NULL::timestamptz"))
-    explainer.claim({ORDERED: 1})  # The first one of a session reads the catalogue.
+    explainer.claim({ORDERED: 1}, plain=False)  # The first one of a session reads the catalogue.
 
-    plan = explainer.claim({ORDERED: 1})
+    plan = explainer.claim({ORDERED: 1}, plain=False)
 
     assert plan.root["Actual Rows"] == 2  # the head, and what is told of the webhook
     assert plan.buffers <= CLAIM_PAGES_MAX
@@ -61,9 +61,9 @@ def test_a_backlog_of_one_ordered_webhook_costs_a_claim_nothing(explainer, size,
 def test_followers_of_a_head_that_waits_cost_a_claim_nothing(explainer, size):
     far = "now() + interval '1 h'"
     fill(explainer, "webhook", (1, "NULL::text", far), (size, "NULL::text", "NULL::timestamptz"))
-    explainer.claim({ORDERED: 1})
+    explainer.claim({ORDERED: 1}, plain=False)
 
-    plan = explainer.claim({ORDERED: 1})
+    plan = explainer.claim({ORDERED: 1}, plain=False)
 
     assert plan.root["Actual Rows"] == 1
     assert plan.buffers <= CLAIM_PAGES_MAX
@@ -77,9 +77,9 @@ def test_the_backlog_of_one_key_costs_the_others_nothing(explainer, size):
         (1, "'stuck'", far), (size, "'stuck'", "NULL::timestamptz"),
         (20, "'key ' || n", "NULL::timestamptz"), (3, "NULL::text", "NULL::timestamptz"),
     )  # fmt: skip
-    explainer.claim({ORDERED: 32})
+    explainer.claim({ORDERED: 32}, plain=False)
 
-    plan = explainer.claim({ORDERED: 32})
+    plan = explainer.claim({ORDERED: 32}, plain=False)
 
     assert plan.root["Actual Rows"] == 23 + 1
     assert plan.buffers <= CLAIM_PAGES_MAX + 23 * CLAIM_PAGES_A_ROW_MAX + 24 * KEY_PAGES_MAX
@@ -88,9 +88,9 @@ def test_the_backlog_of_one_key_costs_the_others_nothing(explainer, size):
 @pytest.mark.parametrize("keys", [1_000, 10_000])
 def test_a_claim_looks_at_a_bounded_number_of_keys(explainer, keys):
     fill(explainer, "key", (keys, "'key ' || n", "now() + interval '1 h'"))
-    explainer.claim({ORDERED: 32})
+    explainer.claim({ORDERED: 32}, plain=False)
 
-    plan = explainer.claim({ORDERED: 32})
+    plan = explainer.claim({ORDERED: 32}, plain=False)
 
     assert plan.root["Actual Rows"] == 1
     assert plan.buffers <= CLAIM_PAGES_MAX + KEYS_A_CLAIM_MAX * KEY_PAGES_MAX
@@ -99,9 +99,9 @@ def test_a_claim_looks_at_a_bounded_number_of_keys(explainer, keys):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_claim_looks_at_a_bounded_number_of_rows_without_a_key(explainer, size):
     fill(explainer, "key", (size, "NULL::text", "now() + interval '1 h'"))
-    explainer.claim({ORDERED: 32})
+    explainer.claim({ORDERED: 32}, plain=False)
 
-    plan = explainer.claim({ORDERED: 32})
+    plan = explainer.claim({ORDERED: 32}, plain=False)
 
     assert plan.root["Actual Rows"] == 1
     assert plan.buffers <= CLAIM_PAGES_MAX + KEYLESS_A_CLAIM_MAX * 2
