@@ -96,3 +96,12 @@ async def test_a_registration_that_no_key_opens_is_said_without_sending(rig, rec
     assert done.returncode == 1
     assert "does not open" in done.stderr
     assert receiver.requests_for(None) == []
+
+
+async def test_a_key_that_is_not_pinned_is_named_and_nothing_is_sent(rig, receiver) -> None:
+    webhook_id = await rig.add_webhook("/hook", pins=["sha256/" + "A" * 43 + "="])
+    done = await run_test(rig, str(webhook_id), LOG_LEVEL="info")
+
+    assert done.returncode == 1
+    assert "the receiver's key is none of the pinned ones; it is sha256/" in done.stdout
+    assert receiver.requests_for(None) == []

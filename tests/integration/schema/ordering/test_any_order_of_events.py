@@ -23,12 +23,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pggit_reactor.db.hot import HotStatement, integers, texts
+from pggit_reactor.db import claims
+from pggit_reactor.db.hot import integers, texts
 from pggit_reactor.db.lane import CLAIM_OPTIONS
-from pggit_reactor.db.statements import statements
 from pggit_reactor.testing.database import DatabaseTemplate
 
-CLAIM = HotStatement.of(statements("claim")["claim"])
+CLAIM = claims.LIMITED_CLAIM
 WEBHOOK = 7
 QUEUE = "pggit.alert_delivery_queue"
 WORKERS, PRODUCERS = range(3), range(2)
@@ -72,8 +72,8 @@ class Queue(RuleBasedStateMachine):
     @initialize(ordering=st.sampled_from(ORDERINGS))
     def register(self, ordering: str) -> None:
         self.admin.execute(
-            "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin, ordering, concurrency)"
-            " VALUES (%s, 'seven', '', '', %s, 256)",
+            "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin, ordering, concurrency, rate_per_s)"
+            " VALUES (%s, 'seven', '', '', %s, 256, 0)",
             (WEBHOOK, ordering),
         )
         self.ordering = ordering
@@ -143,6 +143,7 @@ class Queue(RuleBasedStateMachine):
     def claim(self, worker: int, budget: int, place: str | None = None) -> tuple[list[int], str | None]:
         self.token += 1
         bound = {
+            **claims.LIMITS,
             "webhook_ids": integers([WEBHOOK]),
             "budgets": integers([budget]),
             "in_flights": integers([0]),
