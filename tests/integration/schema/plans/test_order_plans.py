@@ -30,8 +30,8 @@ def fill(explainer, ordering: str, *rows: tuple[int, str, str]) -> None:
     """Register an ordered webhook, and for each of *rows* insert so many of a key (SQL of n), due at a time."""
     session = explainer.session("side")
     session.execute(
-        "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin, ordering, concurrency)"
-        " VALUES (%s, 'ordered', '', '', %s, 256)",
+        "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin, ordering, concurrency, rate_per_s)"
+        " VALUES (%s, 'ordered', '', '', %s, 256, 0)",
         (ORDERED, ordering),
     )
     session.execute("SET session_replication_role = replica")
