@@ -1,70 +1,65 @@
 -- Strict order: of a webhook with ordering = webhook, or of each ordering_key of one with ordering = key, one delivery
 -- is sent at a time, and the lowest delivery_id that is open goes first. See docs/decisions/0013-strict-order.md.
 --
--- Locks and rewrites: two nullable columns and two indexes that are empty unless keys are in use; the queue is read
--- once for each index, and nobody writes to it meanwhile (1 s per 2,000,000 rows).
+-- Locks and rewrites: two nullable columns, a moment's lock of queue and registry. The indexes come later, with the first
+-- webhook that is given an order: prepare_ordering.
 
 ALTER TABLE pggit.alert_delivery_queue ADD COLUMN order_claimed boolean;
 COMMENT ON COLUMN pggit.alert_delivery_queue.order_claimed IS
-    'Was claimed as the head of its order. Where its lease still runs, nothing else of the order is sent.';
+    'Was claimed as the head of its order. While its lease runs, nothing else of the order is sent.';
 ALTER TABLE pggit.webhook ADD COLUMN ordering_since timestamptz;
 COMMENT ON COLUMN pggit.webhook.ordering IS
     'none, webhook (one after another) or key (one after another within each ordering_key).';
 COMMENT ON COLUMN pggit.webhook.ordering_since IS 'When ordering was last changed; null: never. What was claimed before is waited for.';
 
--- A key is indexed by its hash: eight octets whatever its length, and no collation that a new libc may change. Two keys
--- of one hash are kept in one order, which is more than was asked for, and harmless.
--- No column of these two that a claim of an unordered row writes: such a claim stays a HOT update. Rows without a key
--- are in neither.
-CREATE INDEX alert_delivery_queue_key_idx ON pggit.alert_delivery_queue
-    (webhook_id, hashtextextended(ordering_key COLLATE "C", 0), delivery_id)
-    WHERE ordering_key IS NOT NULL AND ready_at IS NOT NULL;
-COMMENT ON INDEX pggit.alert_delivery_queue_key_idx IS 'The head of each key: open rows that have one.';
-CREATE INDEX alert_delivery_queue_order_claimed_idx ON pggit.alert_delivery_queue
-    (webhook_id, hashtextextended(ordering_key COLLATE "C", 0))
-    WHERE order_claimed AND ready_at IS NOT NULL;
-COMMENT ON INDEX pggit.alert_delivery_queue_order_claimed_idx IS 'What of an order may be under way.';
-
 ---------------------------------------------------------------------------------------------------------------------
--- Indexes that cost every producer something, and so come with the first webhook that needs them
+-- Indexes: no predicate can know a webhook's ordering, so every producer pays for them where they are
 ---------------------------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION pggit.prepare_ordering(p_ordering text) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
--- As the owner: an operator may not create indexes. No index predicate can know a webhook's ordering, and 1 us a row is
--- 10 % of a large INSERT. A missing index makes claims slow, never wrong.
+-- As the owner: an operator may not create indexes. Without them claims of ordered webhooks are slow, never wrong.
+-- A key is indexed by its hash: eight octets whatever its length, and no collation that a new libc may change. Two keys
+-- of one hash are kept in one order, which is more than was asked for, and harmless. A claim of an unordered row writes
+-- no column of these, so it stays a HOT update.
 DECLARE
-    index_name CONSTANT text := CASE p_ordering
-        WHEN 'webhook' THEN 'alert_delivery_queue_order_idx'
-        WHEN 'key' THEN 'alert_delivery_queue_keyless_idx' END;
+    missing record;
+    made text[] := '{}';
 BEGIN
     IF p_ordering IS NULL OR p_ordering NOT IN ('none', 'webhook', 'key') THEN
         RAISE EXCEPTION 'p_ordering is %; allowed: none, webhook and key', coalesce(quote_literal(p_ordering), 'null')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF index_name IS NULL OR to_regclass('pggit.' || index_name) IS NOT NULL THEN
-        RETURN 'nothing was to do';
-    END IF;
-    BEGIN
-        -- Of two at once, the second waits, and finds it there.
-        LOCK TABLE pggit.alert_delivery_queue IN SHARE ROW EXCLUSIVE MODE;
-    EXCEPTION WHEN lock_not_available THEN
-        RAISE EXCEPTION 'a transaction has been writing to the delivery queue for 2 s and longer, and the index % cannot be'
-            ' made beside it; try again when it has ended', index_name USING ERRCODE = 'lock_not_available';
-    END;
-    IF p_ordering = 'webhook' THEN
-        CREATE INDEX IF NOT EXISTS alert_delivery_queue_order_idx ON pggit.alert_delivery_queue (webhook_id, delivery_id)
-            WHERE ready_at IS NOT NULL;
-        COMMENT ON INDEX pggit.alert_delivery_queue_order_idx IS 'The head of each webhook with ordering = webhook.';
-    ELSE
-        CREATE INDEX IF NOT EXISTS alert_delivery_queue_keyless_idx ON pggit.alert_delivery_queue (webhook_id, delivery_id)
-            WHERE ordering_key IS NULL AND ready_at IS NOT NULL;
-        COMMENT ON INDEX pggit.alert_delivery_queue_keyless_idx IS 'Rows without a key, for webhooks with ordering = key.';
-    END IF;
-    RETURN 'created index ' || index_name;
+    FOR missing IN
+        SELECT i.name, i.columns, i.predicate, i.words
+        FROM (VALUES
+            ('webhook', 'alert_delivery_queue_order_idx', 'webhook_id, delivery_id', 'ready_at IS NOT NULL',
+             'The head of each webhook with ordering = webhook.'),
+            ('key', 'alert_delivery_queue_key_idx',
+             'webhook_id, hashtextextended(ordering_key COLLATE "C", 0), delivery_id', 'ready_at IS NOT NULL',
+             'The head of each ordering_key, and the rows without one.'),
+            ('webhook key', 'alert_delivery_queue_order_claimed_idx',
+             'webhook_id, hashtextextended(ordering_key COLLATE "C", 0)', 'order_claimed AND ready_at IS NOT NULL',
+             'What of an order may be under way.')
+        ) AS i (orderings, name, columns, predicate, words)
+        WHERE p_ordering = ANY (string_to_array(i.orderings, ' ')) AND to_regclass('pggit.' || i.name) IS NULL
+    LOOP
+        BEGIN
+            -- Of two at once, the second waits, and finds it there.
+            LOCK TABLE pggit.alert_delivery_queue IN SHARE ROW EXCLUSIVE MODE;
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE EXCEPTION 'a transaction has been writing to the delivery queue for 2 s and longer, and index % cannot be'
+                ' made beside it; try again when it has ended', missing.name USING ERRCODE = 'lock_not_available';
+        END;
+        EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON pggit.alert_delivery_queue (%s) WHERE %s',
+                       missing.name, missing.columns, missing.predicate);
+        EXECUTE format('COMMENT ON INDEX pggit.%I IS %L', missing.name, missing.words);
+        made := made || missing.name;
+    END LOOP;
+    RETURN CASE WHEN made = '{}' THEN 'nothing was to do' ELSE 'made ' || array_to_string(made, ' and ') END;
 END $$;
 COMMENT ON FUNCTION pggit.prepare_ordering(text) IS
-    'Makes the index that webhooks of this ordering need, where it is missing. The first such webhook does it by itself.';
+    'Makes the indexes that webhooks of this ordering need, where they are missing. The first such webhook does it by itself.';
 REVOKE ALL ON FUNCTION pggit.prepare_ordering(text) FROM PUBLIC;
 
 CREATE FUNCTION pggit.webhook_before_ordering() RETURNS trigger
@@ -167,7 +162,7 @@ BEGIN
             WITH RECURSIVE first (hash, delivery_id, ready_at, lease_expires_at) AS (
                 (SELECT hashtextextended(q.ordering_key COLLATE "C", 0), q.delivery_id, q.ready_at, q.lease_expires_at
                  FROM pggit.alert_delivery_queue AS q
-                 WHERE q.webhook_id = p_webhook_id AND q.ordering_key IS NOT NULL AND q.ready_at IS NOT NULL
+                 WHERE q.webhook_id = p_webhook_id AND q.ready_at IS NOT NULL
                      AND hashtextextended(q.ordering_key COLLATE "C", 0) >= from_hash
                  ORDER BY hashtextextended(q.ordering_key COLLATE "C", 0), q.delivery_id LIMIT 1)
                 UNION ALL
@@ -177,7 +172,7 @@ BEGIN
                     SELECT hashtextextended(q.ordering_key COLLATE "C", 0) AS hash, q.delivery_id, q.ready_at,
                         q.lease_expires_at
                     FROM pggit.alert_delivery_queue AS q
-                    WHERE q.webhook_id = p_webhook_id AND q.ordering_key IS NOT NULL AND q.ready_at IS NOT NULL
+                    WHERE q.webhook_id = p_webhook_id AND q.ready_at IS NOT NULL
                         AND hashtextextended(q.ordering_key COLLATE "C", 0) > f.hash
                     ORDER BY hashtextextended(q.ordering_key COLLATE "C", 0), q.delivery_id LIMIT 1
                 ) AS n
@@ -215,9 +210,9 @@ BEGIN
         FOR head IN
             SELECT q.delivery_id, q.ready_at, q.lease_expires_at
             FROM pggit.alert_delivery_queue AS q
-            WHERE (q.webhook_id, q.delivery_id) > (p_webhook_id, coalesce(reached, least_bigint))
-                AND q.webhook_id <= p_webhook_id AND q.ordering_key IS NULL AND q.ready_at IS NOT NULL
-            ORDER BY q.webhook_id, q.delivery_id
+            WHERE q.webhook_id = p_webhook_id AND q.ready_at IS NOT NULL
+                AND hashtextextended(q.ordering_key COLLATE "C", 0) IS NULL AND q.delivery_id > coalesce(reached, least_bigint)
+            ORDER BY hashtextextended(q.ordering_key COLLATE "C", 0), q.delivery_id
             LIMIT keyless_max
         LOOP
             is_full := cardinality(chosen) >= p_budget;
@@ -294,7 +289,8 @@ BEGIN
     WITH RECURSIVE first (hash, ready_at, lease_expires_at) AS (
         (SELECT hashtextextended(q.ordering_key COLLATE "C", 0), q.ready_at, q.lease_expires_at
          FROM pggit.alert_delivery_queue AS q
-         WHERE q.webhook_id = p_webhook_id AND q.ordering_key IS NOT NULL AND q.ready_at IS NOT NULL
+         WHERE q.webhook_id = p_webhook_id AND q.ready_at IS NOT NULL
+             AND hashtextextended(q.ordering_key COLLATE "C", 0) >= -9223372036854775808
          ORDER BY hashtextextended(q.ordering_key COLLATE "C", 0), q.delivery_id LIMIT 1)
         UNION ALL
         SELECT n.hash, n.ready_at, n.lease_expires_at
@@ -302,7 +298,7 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT hashtextextended(q.ordering_key COLLATE "C", 0) AS hash, q.ready_at, q.lease_expires_at
             FROM pggit.alert_delivery_queue AS q
-            WHERE q.webhook_id = p_webhook_id AND q.ordering_key IS NOT NULL AND q.ready_at IS NOT NULL
+            WHERE q.webhook_id = p_webhook_id AND q.ready_at IS NOT NULL
                 AND hashtextextended(q.ordering_key COLLATE "C", 0) > f.hash
             ORDER BY hashtextextended(q.ordering_key COLLATE "C", 0), q.delivery_id LIMIT 1
         ) AS n
@@ -319,8 +315,9 @@ BEGIN
         WHERE h.ready_at <= now() + p_horizon AND (h.lease_expires_at IS NULL OR h.lease_expires_at <= now())))
     INTO seen_too, first_due
     FROM (SELECT q.ready_at, q.lease_expires_at FROM pggit.alert_delivery_queue AS q
-          WHERE q.webhook_id BETWEEN p_webhook_id AND p_webhook_id AND q.ordering_key IS NULL AND q.ready_at IS NOT NULL
-          ORDER BY q.webhook_id, q.delivery_id LIMIT heads_max) AS h;
+          WHERE q.webhook_id = p_webhook_id AND q.ready_at IS NOT NULL
+              AND hashtextextended(q.ordering_key COLLATE "C", 0) IS NULL
+          ORDER BY hashtextextended(q.ordering_key COLLATE "C", 0), q.delivery_id LIMIT heads_max) AS h;
     RETURN CASE WHEN greatest(seen, seen_too) = heads_max THEN now() ELSE first_due END;
 END $$;
 COMMENT ON FUNCTION pggit.order_due_at(bigint, text, interval) IS
@@ -549,13 +546,13 @@ BEGIN
         LIMIT 1;
         IF NOT FOUND THEN
             SELECT o.* INTO head FROM pggit.alert_delivery_queue AS o
-            WHERE o.webhook_id = q.webhook_id AND o.ready_at IS NOT NULL AND o.ordering_key IS NOT NULL
+            WHERE o.webhook_id = q.webhook_id AND o.ready_at IS NOT NULL
                 AND hashtextextended(o.ordering_key COLLATE "C", 0) = hash
             ORDER BY o.delivery_id LIMIT 1;
         END IF;
         SELECT count(*) INTO ahead FROM (
             SELECT FROM pggit.alert_delivery_queue AS o
-            WHERE o.webhook_id = q.webhook_id AND o.ready_at IS NOT NULL AND o.ordering_key IS NOT NULL
+            WHERE o.webhook_id = q.webhook_id AND o.ready_at IS NOT NULL
                 AND hashtextextended(o.ordering_key COLLATE "C", 0) = hash AND o.delivery_id < q.delivery_id
             LIMIT ahead_max) AS b;
     END IF;
