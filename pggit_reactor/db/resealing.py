@@ -39,6 +39,8 @@ RATE_DEFAULT: Final = 500.0
 UNOPENED_NAMED_MAX: Final = 20
 HEARING_SECONDS_MAX: Final = 20.0
 """How long workers are given to say that a key which came into use a moment ago is the one that they have."""
+RELOADING_SECONDS_MAX: Final = 3.0
+"""How long workers are given to take up the key files after a SIGHUP that was sent a moment ago."""
 HEARING_RETRY_SECONDS: Final = 0.2
 
 _SQL = statements("keys")
