@@ -13,6 +13,7 @@ from pggit_reactor.core.resealing import Progress
 from pggit_reactor.db.resealing import (
     HEARING_SECONDS_MAX,
     RATE_DEFAULT,
+    RELOADING_SECONDS_MAX,
     Resealed,
     Resealing,
     check_workers,
@@ -39,7 +40,7 @@ async def rotate_keys(
     ):
         if not force:
             # Before the key is registered: from then on a worker without it does not start.
-            await check_workers(guard, active_id)
+            await check_workers(guard, active_id, patience=RELOADING_SECONDS_MAX)
         sealer = await session.open_sealer(connection)
         if not force:
             await check_workers(guard, active_id, patience=HEARING_SECONDS_MAX)

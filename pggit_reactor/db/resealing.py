@@ -34,11 +34,14 @@ from pggit_reactor.errors import RotationError, SealError
 from pggit_reactor.security.sealing import Place, Sealer, sealed_key_id
 
 BATCH_ROWS: Final = 100
+BATCH_SECONDS_MAX: Final = 60.0
 RATE_DEFAULT: Final = 500.0
 """Values a second."""
 UNOPENED_NAMED_MAX: Final = 20
 HEARING_SECONDS_MAX: Final = 20.0
 """How long workers are given to say that a key which came into use a moment ago is the one that they have."""
+RELOADING_SECONDS_MAX: Final = 3.0
+"""How long workers are given to take up the key files after a SIGHUP that was sent a moment ago."""
 HEARING_RETRY_SECONDS: Final = 0.2
 
 _SQL = statements("keys")
@@ -184,19 +187,32 @@ class Resealing:
         )
 
     async def _pass(self, table: SealedTable, key_id: str, total: int, started: float) -> None:
-        after = [_FIRST, _FIRST_OF_INTEGER][: len(table.key)]
+        after: Sequence[int] = (_FIRST, _FIRST_OF_INTEGER)[: len(table.key)]
         while True:
-            await self._may_go_on(key_id)
-            bound: dict[str, object] = {"key_id": key_id, "rows_max": BATCH_ROWS}
-            bound |= {f"after_{name}": value for name, value in zip(table.key, after, strict=True)}
-            rows = await (await self.connection.execute(_SQL[table.read], bound)).fetchall()
-            if not rows:
+            reached: Sequence[int] | None = None
+            with trio.move_on_after(BATCH_SECONDS_MAX) as scope:
+                reached = await self._page(table, key_id, after)
+            if scope.cancelled_caught:
+                raise RotationError(
+                    f"the database took more than {BATCH_SECONDS_MAX:g} s for a batch; run it again"
+                )
+            if reached is None:
                 return
-            after = list(rows[-1][: len(table.key)])
-            self._done += await self._batch(table, rows, key_id)
+            after = reached
             progress = Progress(done=self._done, total=total, elapsed_seconds=self.now() - started)
             self.on_progress(progress)
             await self.sleep(pause_seconds(progress, rate=self.rate))
+
+    async def _page(self, table: SealedTable, key_id: str, after: Sequence[int]) -> Sequence[int] | None:
+        """Seal the next page anew; return where it ended, None where there was none."""
+        await self._may_go_on(key_id)
+        bound: dict[str, object] = {"key_id": key_id, "rows_max": BATCH_ROWS}
+        bound |= {f"after_{name}": value for name, value in zip(table.key, after, strict=True)}
+        rows = await (await self.connection.execute(_SQL[table.read], bound)).fetchall()
+        if not rows:
+            return None
+        self._done += await self._batch(table, rows, key_id)
+        return rows[-1][: len(table.key)]
 
     async def _may_go_on(self, key_id: str) -> None:
         # The question also shows that the guard, and so the lock, is still there.

@@ -87,7 +87,7 @@ async def rotate_secret(
     grace_seconds: float,
     by: By,
 ) -> tuple[Rotated, Secret[str]]:
-    """Put *secret*, or a new one of *algorithm* (by default the kind of the newest), first; return both.
+    """Put *secret*, or a new one of *algorithm* (else of the newest's kind), first; return what was done, and it.
 
     What signs now signs on for *grace_seconds*; 0 ends it at once. `NotFoundError`; `RotationError` where too many
     would sign; `ConfigurationError` where the webhook's signature_scope cannot be kept.
@@ -98,7 +98,7 @@ async def rotate_secret(
         if secret is None:
             secret = draw_secret(algorithm or newest)
         kind, public = algorithm_of(secret.reveal()), public_key_of(secret.reveal())
-        if kind is SignatureAlgorithm.ED25519 and scope is SignatureScope.BODY_ONLY:
+        if kind is SignatureAlgorithm.ED25519 and scope == SignatureScope.BODY_ONLY:
             raise ConfigurationError(
                 f"webhook {webhook_id} has signature_scope=body-only, which is an HMAC, and an Ed25519 key makes none; "
                 "right is signature_scope=full first"

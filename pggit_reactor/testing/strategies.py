@@ -200,6 +200,7 @@ def webhooks() -> st.SearchStrategy[Webhook]:
         url=urls.map(Secret[str]),
         url_origin=urls.map(lambda url: "/".join(url.split("/")[:3])),
         secrets=st.lists(signing_secrets().map(Secret[str]), min_size=1, max_size=2).map(tuple),
+        secrets_change_in_seconds=st.none() | st.floats(0, 1e9),
         concurrency=st.integers(1, 256),
         attempt_timeout_seconds=st.floats(0.1, 20, allow_nan=False),
         max_attempts=st.one_of(st.none(), st.integers(1, 100)),

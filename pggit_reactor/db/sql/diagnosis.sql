@@ -35,6 +35,9 @@ FROM (VALUES
     ('pggit.alert_delivery_queue', 'queue_b_revive'), ('pggit.alert_delivery_queue', 'queue_after_update'),
     ('pggit.webhook', 'webhook_before_change'), ('pggit.webhook', 'webhook_after_change'),
     ('pggit.webhook', 'webhook_after_remove'), ('pggit.webhook_secret', 'webhook_secret_after_change'),
+    ('pggit.webhook', 'webhook_after_insert'), ('pggit.webhook', 'webhook_before_reseal'),
+    ('pggit.webhook', 'webhook_refuse_retired_key'), ('pggit.webhook_secret', 'webhook_secret_refuse_retired_key'),
+    ('pggit.webhook_secret', 'webhook_secret_after_add_or_remove'),
     ('pggit.webhook_health_metrics', 'health_after_reset'),
     ('pggit.alert_routing_rules', 'rule_after_change'), ('pggit.routing_default', 'routing_default_after_change'),
     -- Of pgGit's phase 7, which may be installed later than this schema.

@@ -139,6 +139,22 @@ async def test_a_stopped_rotation_is_gone_on_with(registry):
     await registry.assert_opens_with(NEW)
 
 
+async def test_no_more_values_a_second_are_sealed_than_the_rate_says(registry):
+    await registry.fill(BATCH_ROWS + 50)
+    time = [0.0]
+
+    async def sleep(seconds: float) -> None:
+        await trio.lowlevel.checkpoint()
+        time[0] += seconds
+
+    run = await registry.rotation(NEW, OLD, sleep=sleep, now=lambda: time[0])
+    run.rate = 50.0
+    done = await run.run()
+
+    assert done.done == len(registry.plain) == 5 * (BATCH_ROWS + 50)
+    assert done.seconds == pytest.approx(done.done / 50)
+
+
 async def test_what_is_changed_meanwhile_is_not_undone(registry, reactor_database):
     await registry.fill(3)
     run = await registry.rotation(NEW, OLD)

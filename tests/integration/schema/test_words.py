@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from pggit_reactor.core.model import FailedReason, SignatureScope, State, WebhookState
+from pggit_reactor.core.model import FailedReason, SignatureAlgorithm, SignatureScope, State, WebhookState
 from pggit_reactor.core.states import TRANSITIONS, Event, advance
 from pggit_reactor.testing.database import ReactorDatabase
 
@@ -16,6 +16,7 @@ CHECKED_WORDS = {
     ("alert_delivery_queue", "failed_reason_check"): set(FailedReason),
     ("webhook", "webhook_state_check"): set(WebhookState),
     ("webhook", "webhook_signature_scope_check"): set(SignatureScope),
+    ("webhook_secret", "webhook_secret_algorithm_check"): set(SignatureAlgorithm),
     # What has no enumeration in the core: the words of LEGACY 2.2, 2.3 and 2.5, and our own.
     ("alert_delivery_log", "event_type_check"): {
         "queued",
