@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import attrs
 import trio
 
 from pggit_reactor.config.settings import Settings
+from pggit_reactor.core.model import WebhookId
 from pggit_reactor.db.claims import end_unknown, prune_limits
+from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
 from pggit_reactor.db.workers import (
     WorkerIdentity,
@@ -18,12 +20,14 @@ from pggit_reactor.db.workers import (
     heartbeat,
     read_figures,
     try_chores_lock,
+    write_learned,
 )
 from pggit_reactor.errors import DatabaseError
 from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.concurrency import LearnedConcurrency
 
 HEARTBEATS_A_LEASE: Final = 6
 HEARTBEAT_SECONDS_MAX: Final = 5.0
@@ -48,6 +52,7 @@ class Upkeep:
     metrics: Metrics
     health: Health
     in_flight: Callable[[], int]
+    learned: LearnedConcurrency
     draining: bool = False
 
     @property
@@ -83,6 +88,7 @@ class Upkeep:
                     silence_seconds=self.silence_seconds,
                 )
                 skew = database_time - (before + self.clock.wall()) / 2
+                await self._write_learned(connection)
         except DatabaseError as error:
             _log.warning("heartbeat_failed", reason=str(error))
             return
@@ -90,6 +96,17 @@ class Upkeep:
         self.metrics.set_clock_skew(skew)
         if abs(skew) > CLOCK_SKEW_SECONDS_MAX:
             _log.warning("clock_skew", seconds=round(skew, 3), allowed_seconds=CLOCK_SKEW_SECONDS_MAX)
+
+    async def _write_learned(self, connection: TrioConnection) -> None:
+        levels = self.learned.take_unwritten()
+        if not levels:
+            return
+        unwritten: Mapping[WebhookId, int | None] = levels
+        try:
+            locked = await write_learned(connection, levels)
+            unwritten = {webhook_id: levels[webhook_id] for webhook_id in locked}
+        finally:
+            self.learned.put_back(unwritten)
 
     async def run_chores(self) -> None:
         """Keep house for ever; of all workers of a database, one at a time does it."""
