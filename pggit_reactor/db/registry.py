@@ -144,6 +144,8 @@ class WebhookRecord:
     created_at: datetime
     updated_at: datetime
     secrets: tuple[SecretRecord, ...]
+    learned_concurrency: int | None
+    """How many attempts at once a worker found it able to bear, of late; None: its concurrency."""
     health_status: str | None
     attempts: int
     successes: int

@@ -7,11 +7,14 @@ from typing import Final
 
 import attrs
 
+from pggit_reactor.core.model import WebhookId
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
 
 FIGURES_ROWS_MAX: Final = 20_000
 """Depths are counted up to here; what is deeper reads as this many."""
+
+LEARNED_ROWS_MAX: Final = 10_000
 
 _SQL = statements("workers")
 
@@ -84,6 +87,25 @@ async def heartbeat(
     row = await cursor.fetchone()
     assert row is not None
     return Heard(time=float(row[0]), keys_in_use=tuple(row[1]))
+
+
+async def write_learned(
+    connection: TrioConnection, levels: Mapping[WebhookId, int | None]
+) -> frozenset[WebhookId]:
+    """Write how many attempts at once receivers were found able to bear; None: their limit is all that counts again.
+
+    Return the webhooks whose row somebody holds locked: they were left out.
+    """
+    cursor = await connection.execute(
+        _SQL["learn"], {"webhook_ids": [*levels], "levels": [*levels.values()]}, prepare=True
+    )
+    return frozenset(row[0] for row in await cursor.fetchall())
+
+
+async def read_learned(connection: TrioConnection) -> dict[WebhookId, int]:
+    """Return what workers found out in the last hour of receivers that bear less than their limit."""
+    cursor = await connection.execute(_SQL["learned"], {"rows_max": LEARNED_ROWS_MAX}, prepare=True)
+    return dict(await cursor.fetchall())
 
 
 async def try_chores_lock(connection: TrioConnection) -> bool:

@@ -68,13 +68,14 @@ class _Children(Generic[M]):
 class _WebhookSeries:
     """What is counted for each webhook; zero from the start, so that a rate sees the first event."""
 
-    __slots__ = ("breaker_opens", "deliveries", "duration", "limit_hits")
+    __slots__ = ("breaker_opens", "concurrency_falls", "deliveries", "duration", "limit_hits")
 
     def __init__(self, metrics: Metrics, label: str) -> None:
         self.deliveries = {status: metrics.deliveries.labels(status, label) for status in STATUSES}
         self.duration = metrics.duration.labels(label)
         self.limit_hits = metrics.limit_hits.labels(label)
         self.breaker_opens = metrics.breaker_opens.labels(label)
+        self.concurrency_falls = metrics.concurrency_falls.labels(label)
 
 
 class Metrics(Collector):
@@ -169,6 +170,10 @@ class Metrics(Collector):
     def breaker_opened(self, webhook_id: int) -> None:
         """Count an opening of a circuit breaker."""
         (self._webhooks.get(webhook_id) or self._webhook(webhook_id)).breaker_opens.inc()
+
+    def concurrency_lowered(self, webhook_id: int) -> None:
+        """Count a fall of what a receiver is thought able to bear."""
+        (self._webhooks.get(webhook_id) or self._webhook(webhook_id)).concurrency_falls.inc()
 
     def reconnected(self, connection: str) -> None:
         """Count a lost and restored database connection, such as ``listener``."""
@@ -300,6 +305,9 @@ class Metrics(Collector):
             "gate_openings_total", "Times that producers were let off NOTIFY under load."
         )
         self._leases_expired = self._counter("leases_expired_total", "Rows taken over after their lease.")
+        self.concurrency_falls = self._counter(
+            "concurrency_lowered_total", "Falls of what a receiver is thought able to bear.", "webhook_id"
+        )
         self._fenced_writes = self._counter("fenced_writes_total", "Outcomes that came too late to count.")
 
     def _define_limits(self) -> None:

@@ -27,6 +27,7 @@ from pggit_reactor.db.claims import (
 )
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
+from pggit_reactor.db.workers import read_learned
 from pggit_reactor.errors import (
     DatabaseError,
     DatabaseUnavailableError,
@@ -36,6 +37,7 @@ from pggit_reactor.errors import (
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.concurrency import LearnedConcurrency
 from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
 from pggit_reactor.runtime.holds import Holds
 from pggit_reactor.runtime.hotset import HotSet, Want
@@ -131,6 +133,7 @@ class Claimer:
     """Takes the claimed deliveries over; must not wait."""
     metrics: Metrics
     clock: Clock
+    learned: LearnedConcurrency
     webhook_share: float = 1.0
     """Of the slots that are free or its own, a webhook may hold this share; see `core.budget`."""
     draining: bool = False
@@ -321,7 +324,7 @@ class Claimer:
         return want
 
     def _concurrency_of(self, webhook_id: WebhookId) -> int:
-        return self._concurrency.get(webhook_id, CONCURRENCY_GUESS)
+        return self.learned.allowed(webhook_id, self._concurrency.get(webhook_id, CONCURRENCY_GUESS))
 
     async def _poll(self) -> None:
         self._next_poll_at = trio.current_time() + self.poll_seconds
@@ -332,6 +335,7 @@ class Claimer:
         began = trio.current_time()
         if began >= self._next_adopt_at or self.lane.generation != self._generation:
             adopted = await adopt_unknown(connection)
+            self.learned.start_from(await read_learned(connection))
             now = trio.current_time()
             # Cheap with few webhooks, then at each poll (but not at every look of one who answers for producers);
             # seldom where it has many ids to walk.

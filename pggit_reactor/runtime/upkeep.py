@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import attrs
 import trio
 
 from pggit_reactor.config.settings import Settings
+from pggit_reactor.core.model import WebhookId
 from pggit_reactor.db.claims import end_unknown, prune_limits
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
@@ -22,12 +23,14 @@ from pggit_reactor.db.workers import (
     heartbeat,
     read_figures,
     try_chores_lock,
+    write_learned,
 )
 from pggit_reactor.errors import DatabaseError, SchemaTooNewError
 from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.concurrency import LearnedConcurrency
 from pggit_reactor.runtime.key_watch import KeyWatch
 from pggit_reactor.runtime.secret_chores import SecretChores
 
@@ -57,6 +60,7 @@ class Upkeep:
     in_flight: Callable[[], int]
     schema_version: int
     """The last migration that this program knows."""
+    learned: LearnedConcurrency
     draining: bool = False
     outdated: SchemaTooNewError | None = None
     """A contract step was applied that this program does not know: it must end."""
@@ -105,6 +109,7 @@ class Upkeep:
                 skew = heard.time - (before + self.clock.wall()) / 2
                 if await self.keys.judge(connection, heard.keys_in_use):
                     await self._say(connection, state)
+                await self._write_learned(connection)
         except SchemaTooNewError as error:
             _log.critical("schema_too_new", reason=str(error))
             self.outdated = error
@@ -132,6 +137,17 @@ class Upkeep:
             key_ids=self.keys.keyring.ids,
             proved_key_ids=self.keys.proved_ids,
         )
+
+    async def _write_learned(self, connection: TrioConnection) -> None:
+        levels = self.learned.take_unwritten()
+        if not levels:
+            return
+        unwritten: Mapping[WebhookId, int | None] = levels
+        try:
+            locked = await write_learned(connection, levels)
+            unwritten = {webhook_id: levels[webhook_id] for webhook_id in locked}
+        finally:
+            self.learned.put_back(unwritten)
 
     async def run_chores(self) -> None:
         """Keep house for ever; of all workers of a database, one at a time does it."""

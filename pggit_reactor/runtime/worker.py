@@ -42,6 +42,7 @@ from pggit_reactor.runtime.audit_keeper import AuditKeeper
 from pggit_reactor.runtime.body_budget import BodyBudget
 from pggit_reactor.runtime.claimer import Brakes, Capacity, Claimer, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.concurrency import LearnedConcurrency
 from pggit_reactor.runtime.fanout import FanOut
 from pggit_reactor.runtime.gatekeeper import tell_others
 from pggit_reactor.runtime.http_port import WorkerProbes, serve_http_port
@@ -93,6 +94,7 @@ class Worker:
     _timeline: Timeline = attrs.field(init=False)
     _upkeep: Upkeep = attrs.field(init=False)
     _audit_keeper: AuditKeeper = attrs.field(init=False)
+    _learned: LearnedConcurrency = attrs.field(init=False)
     _side: Lane = attrs.field(init=False)
     """For what can wait: heartbeat, chores, figures."""
     _load: Lane = attrs.field(init=False)
@@ -106,6 +108,7 @@ class Worker:
         self._bodies = BodyBudget(self.settings.worker.body_bytes_max)
         self._side = self._lane("side", SIDE_OPTIONS)
         self._load = self._lane("load", SIDE_OPTIONS)
+        self._learned = LearnedConcurrency(metrics=self.metrics, now=trio.current_time)
         self._upkeep = Upkeep(
             lane=self._side,
             identity=self.identity,
@@ -116,6 +119,7 @@ class Worker:
             health=self.health,
             in_flight=lambda: self._capacity.in_flight,
             schema_version=newest_version(),
+            learned=self._learned,
         )
         self._timeline = Timeline(metrics=self.metrics, debug=self.debug)
         self._book = WebhookBook(
@@ -152,6 +156,7 @@ class Worker:
             dispatch=self._dispatch,
             metrics=self.metrics,
             clock=self.clock,
+            learned=self._learned,
             webhook_share=self.settings.worker.webhook_share,
         )
         self.metrics.observe_load(
@@ -261,6 +266,7 @@ class Worker:
             backoff=Backoff(base_seconds=self.settings.delivery.backoff_base_seconds),
             clock=self.clock,
             metrics=self.metrics,
+            learned=self._learned,
             settle=self._settler.put,
             slot_freed=self.claimer.slot_freed,
             on_finished=self._timeline.finished,

@@ -94,6 +94,8 @@ SELECT
                                                 'created_by', s.created_by, 'algorithm', s.algorithm,
                                                 'public_key', s.public_key) ORDER BY s.version DESC), '[]')
      FROM pggit.webhook_secret AS s WHERE s.webhook_id = w.webhook_id) AS secrets,
+    (SELECT l.learned_concurrency FROM pggit.webhook_limit AS l
+     WHERE l.webhook_id = w.webhook_id AND l.learned_at > now() - interval '1 hour') AS learned_concurrency,
     h.health_status, coalesce(h.total_deliveries, 0) AS attempts, coalesce(h.successful_deliveries, 0) AS successes
 FROM pggit.webhook AS w
 LEFT JOIN pggit.webhook_health_metrics AS h ON h.webhook_id = w.webhook_id

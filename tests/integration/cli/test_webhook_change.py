@@ -217,3 +217,13 @@ def test_a_policy_that_somebody_wrote_stays_until_it_is_set(commands, alerts, da
     commands.ok("webhook", "set", "alerts", "concurrency=8")
 
     assert shown(commands)["status_policy"] == [404]
+
+
+def test_what_workers_learnt_of_late_is_shown(commands, alerts, database) -> None:
+    learn = "UPDATE pggit.webhook_limit SET learned_concurrency = 3, learned_at = now() - %s::interval"
+    seen = []
+    for age in ("59 minutes", "61 minutes"):
+        database.execute(learn, (age,))
+        seen.append(shown(commands)["learned_concurrency"])
+
+    assert seen == [3, None]
