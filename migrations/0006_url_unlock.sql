@@ -8,7 +8,9 @@
 -- Keys pass from function to function as PL/pgSQL variables, never as parameters of a statement: those may be logged
 -- (auto_explain prints the parameters of EXECUTE ... USING).
 --
--- Locks and rewrites: replaces one function, creates four; no table is touched.
+-- enqueue refuses a traceparent that would not be sent.
+--
+-- Locks and rewrites: replaces two functions, creates four; no table is touched.
 
 CREATE FUNCTION pggit.aes_blocks(p_key bytea, p_blocks bytea) RETURNS bytea
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -170,3 +172,90 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION pggit.get_webhook_decrypted(bigint) IS
     'The URL, in a session unlocked with set_config(''pggit.url_key'', KEY, ...); `pggit-reactor key url-key` prints KEY. Null for an id that nothing registered. Needs pgcrypto; each opening is audited.';
+
+---------------------------------------------------------------------------------------------------------------------
+-- enqueue: as it was, but for the traceparent
+---------------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pggit.enqueue(
+    p_webhook_id bigint,
+    p_body jsonb,
+    p_alert_id bigint DEFAULT NULL,
+    p_event_type text DEFAULT NULL,
+    p_idempotency_key text DEFAULT NULL,
+    p_priority integer DEFAULT 0,
+    p_deliver_after timestamptz DEFAULT NULL,
+    p_expires_at timestamptz DEFAULT NULL,
+    p_headers jsonb DEFAULT NULL,
+    p_ordering_key text DEFAULT NULL,
+    p_traceparent text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    new_id bigint;
+    complaint text;
+    body_bytes integer;
+    body_bytes_max integer;
+BEGIN
+    IF p_webhook_id IS NULL THEN
+        RAISE EXCEPTION 'p_webhook_id is null; give the id of a webhook' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF p_body IS NULL THEN
+        RAISE EXCEPTION 'p_body is null; give a JSON value (the JSON null is ''null''::jsonb)'
+            USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    IF p_priority IS NULL OR p_priority NOT BETWEEN -32768 AND 32767 THEN
+        RAISE EXCEPTION 'p_priority is %; allowed: -32768 to 32767, higher goes first', coalesce(p_priority::text, 'null')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF p_expires_at <= now() THEN
+        RAISE EXCEPTION 'p_expires_at is %, which is past; give a later time or null', p_expires_at
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF p_expires_at <= p_deliver_after THEN
+        RAISE EXCEPTION 'p_expires_at is %, which is not after p_deliver_after (%); give a later time or null',
+            p_expires_at, p_deliver_after USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF length(p_idempotency_key) NOT BETWEEN 1 AND 255 THEN
+        RAISE EXCEPTION 'p_idempotency_key must be 1 to 255 characters or null' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF length(p_ordering_key) NOT BETWEEN 1 AND 255 THEN
+        RAISE EXCEPTION 'p_ordering_key must be 1 to 255 characters or null' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- What the sender sends, and no more: it leaves out every other, and a trace would end without a word.
+    IF p_traceparent !~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' THEN
+        RAISE EXCEPTION 'p_traceparent is not a W3C traceparent such as 00-<32 hex>-<16 hex>-01: version 00, lower case, and neither id all zeros'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF length(p_event_type) NOT BETWEEN 1 AND 128 OR p_event_type !~ '^[\x21-\x7e]+$' THEN
+        RAISE EXCEPTION 'p_event_type must be 1 to 128 printable ASCII characters without spaces'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    complaint := pggit.check_delivery_headers(p_headers);
+    IF complaint IS NOT NULL THEN
+        RAISE EXCEPTION 'p_headers: %', complaint USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    body_bytes := octet_length(p_body::text);
+    body_bytes_max := coalesce((SELECT w.max_body_bytes FROM pggit.webhook AS w WHERE w.webhook_id = p_webhook_id), 1048576);
+    IF body_bytes > body_bytes_max THEN
+        RAISE EXCEPTION 'p_body has % octets as text; webhook % takes at most % (its max_body_bytes)',
+            body_bytes, p_webhook_id, body_bytes_max USING ERRCODE = 'program_limit_exceeded';
+    END IF;
+    INSERT INTO pggit.alert_delivery_queue (
+        alert_id, webhook_id, message_body, event_type, idempotency_key, priority, next_retry_at, expires_at, headers,
+        ordering_key, traceparent)
+    VALUES (
+        coalesce(p_alert_id, nextval('pggit.alert_id_seq')), p_webhook_id, p_body, p_event_type, p_idempotency_key,
+        p_priority, p_deliver_after, p_expires_at, p_headers, p_ordering_key, p_traceparent)
+    ON CONFLICT (webhook_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING delivery_id INTO new_id;
+    IF new_id IS NULL THEN
+        SELECT q.delivery_id INTO new_id FROM pggit.alert_delivery_queue AS q
+        WHERE q.webhook_id = p_webhook_id AND q.idempotency_key = p_idempotency_key;
+        IF new_id IS NULL THEN
+            RAISE EXCEPTION 'a delivery with this idempotency key for webhook % was removed at this moment; call again',
+                p_webhook_id USING ERRCODE = 'serialization_failure';
+        END IF;
+    END IF;
+    RETURN new_id;
+END $$;

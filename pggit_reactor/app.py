@@ -56,12 +56,15 @@ def worker_identity(settings: Settings) -> WorkerIdentity:
     )
 
 
-async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | None = None) -> int:
+async def run_worker(
+    settings: Settings, *, reread: Callable[[], Settings] | None = None, tells_deliveries: bool = False
+) -> int:
     """Run one worker until SIGTERM or SIGINT; return its exit status.
 
     Raises `ConfigurationError` (a wrong or missing key too) and `SchemaTooNewError` before anything is claimed. A
     database that does not answer or is not migrated yet is waited for: the worker is healthy, and not ready.
-    *reread* gives the settings anew at SIGHUP; keys and log level follow it.
+    *reread* gives the settings anew at SIGHUP; keys and log level follow it. *tells_deliveries*: what was delivered
+    is logged too, a line an attempt.
     """
     _configure_logging(settings)
     keyring = await _read_keyring(settings)
@@ -90,6 +93,7 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
             metrics=metrics,
             health=Health(),
             debug=settings.log.level is LogLevel.DEBUG,
+            tells_deliveries=tells_deliveries,
             reload=reload,
             before_work=partial(_wait_for_database, settings, keyring),
         )

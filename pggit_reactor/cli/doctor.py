@@ -114,7 +114,7 @@ def _egress(session: Session) -> list[Finding]:
     from pggit_reactor.core.egress import PORT_DEFAULT
     from pggit_reactor.db import diagnosis
 
-    rules = session.settings.egress.rules()
+    rules = session.egress.rules()
     found = []
     if rules.unsafe_allow:
         entries = ", ".join(map(str, rules.unsafe_allow))

@@ -4,8 +4,9 @@ Commands use the native connection of `db/connect.py`: a single one, for a momen
 pool, and nothing of asyncio is imported. No session setting is sent (a pooler refuses them), so waits are
 bounded on this side: `DATABASE_SECONDS`, after which the statement is cancelled in the server.
 
-Where no database is configured at all, the `up` that runs in this folder is the database, with its key; that
-is said on standard error each time. The worker and `up` itself do not look for it.
+Where no database is configured at all, the `up` that runs in this folder is the database, with its key and its
+rules for where requests may go; that is said on standard error each time. The worker and `up` itself do not look
+for it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pggit_reactor.errors import ConfigurationError, DatabaseUnavailableError, N
 
 if TYPE_CHECKING:
     from pggit_reactor.cli.up_instance import UpInstance
-    from pggit_reactor.config.settings import Settings
+    from pggit_reactor.config.settings import EgressSettings, Settings
     from pggit_reactor.core.secret import Secret
     from pggit_reactor.db.connect import TrioConnection
     from pggit_reactor.db.registry import By
@@ -49,6 +50,7 @@ class Session:
         self._config = config
         self._log_level = log_level
         self._actor_name = actor_name
+        self._warned: set[str] = set()
 
     # -- settings
 
@@ -64,8 +66,16 @@ class Session:
         overrides = {"log.level": self._log_level, "worker.processes": processes}
         loaded = load_settings(environ=os.environ, toml_path=self._toml_path(), overrides=overrides)
         for warning in loaded.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            if warning not in self._warned:
+                self._warned.add(warning)
+                click.echo(f"warning: {warning}", err=True)
         return loaded.settings
+
+    @property
+    def egress(self) -> EgressSettings:
+        """Where requests may go; as the `up` of this folder was told, where that is the database."""
+        found = self.up_instance is not None
+        return self.load().egress if found else self.settings.egress
 
     def _toml_path(self) -> Path | None:
         if self._config is not None:
@@ -107,6 +117,8 @@ class Session:
         except NotFoundError:
             return None
         click.echo(f"note: no database is configured; this is the `up` in {DEFAULT_DATA}", err=True)
+        # What this command was told itself goes before.
+        os.environ.update({name: value for name, value in instance.environ.items() if name not in os.environ})
         return instance
 
     def database_url(self) -> Secret[str]:

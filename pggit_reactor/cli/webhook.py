@@ -29,6 +29,7 @@ from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing_keys import public_key_of
 
 if TYPE_CHECKING:
+    from pggit_reactor.config.settings import DeliverySettings
     from pggit_reactor.core.url_policy import Target
     from pggit_reactor.db.registry import Change, Revealed, SecretRecord, WebhookRecord
 
@@ -142,7 +143,7 @@ async def _judged(session: Session, change: Change, *, require_dns: bool) -> Cha
     if change.url is None:
         return change
     judge = require_good_url if require_dns else judge_url
-    judgement = await judge(change.url.reveal(), session.settings.egress.rules())
+    judgement = await judge(change.url.reveal(), session.egress.rules())
     if judgement.unresolved is not None:
         click.echo(
             f"warning: {judgement.unresolved}; registered all the same, its addresses are judged at each delivery",
@@ -223,7 +224,7 @@ def show(session: Session, which: int | str, reveal: bool, as_json: bool) -> Non
     facts["secret_versions"] = [secret.version for secret in record.secrets]
     facts |= {f"secret_{secret.version}": _secret_fact(secret) for secret in record.secrets}
     facts["waiting"] = waiting
-    print_facts(facts)
+    print_facts(_with_defaults(facts, session.settings.delivery))
     if revealed is not None:
         _print_revealed(revealed)
 
@@ -254,6 +255,16 @@ def _print_revealed(revealed: Revealed) -> None:
     facts |= {f"header {name}": value.reveal() for name, value in revealed.headers.items()}
     facts |= {f"secret {version}": secret.reveal() for version, secret in revealed.secrets.items()}
     print_facts(facts)
+
+
+def _with_defaults(facts: dict[str, object], delivery: DeliverySettings) -> dict[str, object]:
+    """Return *facts* with what holds where nothing is set: a worker's settings are taken for those here."""
+    defaults = {
+        "attempt_timeout_seconds": f"{delivery.timeout_seconds:g}",
+        "max_attempts": "max_retries of the delivery + 1",
+        "max_body_bytes": str(delivery.max_body_bytes),
+    }
+    return facts | {name: f"{value} (default)" for name, value in defaults.items() if facts.get(name) is None}
 
 
 def _fields(record: WebhookRecord) -> dict[str, object]:

@@ -122,7 +122,7 @@ async def _open(session: Session, old: Phase7Webhook, constant: str) -> _Opened:
         url = open_phase7_url(old.encrypted_url, constant)
         if not url.reveal():
             return _Opened(old=old, skipped="has no URL")
-        judgement = await judge_url(url.reveal(), session.settings.egress.rules())
+        judgement = await judge_url(url.reveal(), session.egress.rules())
     except (SealError, UrlRefusedError) as error:
         return _Opened(old=old, refused=str(error))
     if judgement.unresolved is not None:

@@ -135,7 +135,7 @@ async def _send(session: Session, webhook: Webhook) -> Trial:
         "sent_at": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
         "message": "A test of pggit-reactor: nothing has happened.",
     }
-    async with open_transport(session.settings.egress.rules()) as transport:
+    async with open_transport(session.egress.rules()) as transport:
         result = await send_attempt(
             transport,
             webhook,

@@ -17,7 +17,7 @@ import httpx
 import trio
 
 from pggit_reactor import __version__
-from pggit_reactor.core.headers import parse_extra_headers
+from pggit_reactor.core.headers import TRACEPARENT, parse_extra_headers
 from pggit_reactor.core.model import Answer, AttemptFailure, AttemptResult, FailureKind, Webhook, WebhookId
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import sign
@@ -37,7 +37,6 @@ ROUTES_MAX: Final = 10_000
 HTTPX_DEADLINE_SECONDS: Final = 5.0
 _SWEEPS_PER_IDLE_LIMIT: Final = 4
 
-_TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _EVENT_TYPE: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _SET_BY_US: Final = frozenset(
     {
@@ -222,7 +221,7 @@ async def send_attempt(
         return await not_sent(error.failure)
     if event_type is not None and _EVENT_TYPE.fullmatch(event_type):
         headers.append(("X-pgGit-Event-Type", event_type))
-    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+    if traceparent is not None and TRACEPARENT.fullmatch(traceparent):
         headers.append(("traceparent", traceparent))
     return await transport.post(
         route=route,

@@ -23,6 +23,8 @@ class Timeline:
 
     metrics: Metrics
     debug: bool
+    tells_deliveries: bool = False
+    """What was delivered is logged at info level: for people who watch, not for production."""
     log: Logger = attrs.field(factory=lambda: get_logger("deliveries").bind())
     _kept: dict[int, Finished] = attrs.field(factory=dict, init=False)
 
@@ -37,7 +39,7 @@ class Timeline:
             if item.attempted:
                 status = item.decision.state.value
                 self.metrics.attempt_settled(item.webhook_id, status, item.elapsed_seconds)
-            if self.debug or item.decision.state is not State.DELIVERED:
+            if self.debug or self.tells_deliveries or item.decision.state is not State.DELIVERED:
                 self._log(item)
         if report.fenced:
             for item in report.fenced:
@@ -49,7 +51,8 @@ class Timeline:
 
     def _log(self, item: Settlement) -> None:
         decision = item.decision
-        level = {State.DELIVERED: self.log.debug, State.FAILED: self.log.warning}.get(
+        delivered = self.log.info if self.tells_deliveries else self.log.debug
+        level = {State.DELIVERED: delivered, State.FAILED: self.log.warning}.get(
             decision.state, self.log.info
         )
         fields: dict[str, object] = {}

@@ -80,6 +80,7 @@ class Worker:
     metrics: Metrics
     health: Health
     debug: bool = False
+    tells_deliveries: bool = False
     reload: Callable[[], Awaitable[Sealer]] | None = None
     before_work: Callable[[Commands], Awaitable[bool]] | None = None
     """Runs before anything is claimed, while the probes answer; False: stop. Its errors end the worker."""
@@ -121,7 +122,9 @@ class Worker:
             schema_version=newest_version(),
             learned=self._learned,
         )
-        self._timeline = Timeline(metrics=self.metrics, debug=self.debug)
+        self._timeline = Timeline(
+            metrics=self.metrics, debug=self.debug, tells_deliveries=self.tells_deliveries
+        )
         self._book = WebhookBook(
             lane=self._load,
             sealer=self.sealer,

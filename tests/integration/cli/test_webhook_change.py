@@ -227,3 +227,23 @@ def test_what_workers_learnt_of_late_is_shown(commands, alerts, database) -> Non
         seen.append(shown(commands)["learned_concurrency"])
 
     assert seen == [3, None]
+
+
+def test_what_is_not_set_is_shown_as_what_holds_then(commands, alerts) -> None:
+    def facts() -> dict[str, str]:
+        lines = commands.ok("webhook", "show", "alerts", DELIVERY_TIMEOUT_SECONDS="7").out.splitlines()
+        return {line[:24].strip(): line[24:].strip() for line in lines}
+
+    width = len("attempt timeout seconds")
+    assert width < 24
+    unset = facts()
+    commands.ok("webhook", "set", "alerts", "attempt_timeout=2s", "max_attempts=9", "max_body_bytes=4096")
+    names = ("attempt timeout seconds", "max attempts", "max body bytes")
+
+    assert [unset[name] for name in names] == [
+        "7 (default)",
+        "max_retries of the delivery + 1 (default)",
+        "1048576 (default)",
+    ]
+    assert [facts()[name] for name in names] == ["2", "9", "4096"]
+    assert shown(commands)["max_attempts"] == 9

@@ -95,7 +95,16 @@ async def test_a_webhook_may_ask_for_the_weak_signature_over_the_body_alone(rece
     assert " " not in receiver.requests[0].header("x-pggit-signature")
 
 
-@pytest.mark.parametrize("traceparent", ["nonsense", TRACEPARENT + "\r\nX: y", TRACEPARENT.upper()])
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "nonsense",
+        TRACEPARENT + "\r\nX: y",
+        TRACEPARENT.upper(),
+        TRACEPARENT.replace("00-", "01-", 1),
+        f"00-{'0' * 32}-{'b' * 16}-01",
+    ],
+)
 async def test_a_malformed_traceparent_or_event_type_is_left_out_and_costs_no_alert(
     receiver, sender, traceparent
 ):
