@@ -8,12 +8,12 @@ from typing import Final
 from urllib.parse import unquote
 
 from pggit_reactor.core.model import Webhook
-from pggit_reactor.core.signing import SECRET_PREFIX
+from pggit_reactor.core.signing_keys import PRIVATE_PREFIX, SECRET_PREFIX
 
 _PIECE_CHARS_MIN: Final = 6
 """Shorter pieces of a URL are words, such as ``hooks``, and not what keeps it secret."""
 _MASK: Final = "***"
-_SIGNATURE: Final = re.compile(r"v1,[A-Za-z0-9+/=]*|sha256=[0-9a-f]*")
+_SIGNATURE: Final = re.compile(r"v1a?,[A-Za-z0-9+/=]*|sha256=[0-9a-f]*")
 
 
 def mask_echoes(excerpt: str, webhook: Webhook, row_headers: Sequence[tuple[str, str]] = ()) -> str:
@@ -40,7 +40,9 @@ def _pieces(webhook: Webhook, row_headers: Sequence[tuple[str, str]]) -> set[str
     # Most servers show a path as it is after decoding.
     pieces |= {unquote(piece) for piece in pieces}
     secrets = [secret.reveal() for secret in webhook.secrets]
-    pieces.update(secrets, (secret.removeprefix(SECRET_PREFIX) for secret in secrets))
+    pieces.update(
+        secrets, (secret.removeprefix(SECRET_PREFIX).removeprefix(PRIVATE_PREFIX) for secret in secrets)
+    )
     for _, value in (*webhook.headers, *row_headers):
         # "Bearer TOKEN" may be echoed as the token alone.
         pieces.update((value, *value.split()))

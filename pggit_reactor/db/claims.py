@@ -82,8 +82,8 @@ class ClaimedWebhook:
     """Until it is worth asking again, as far as is known: its next row that is not yet due, the next token, or the end
     of a block; each within a day."""
     place: str | None
-    """Of a webhook with an order: where the next claim of it goes on. Empty: its heads were all looked at; beginning with
-    `NOT_LOOKED`: none was. None: it has no order."""
+    """Of a webhook with an order: where the next claim of it goes on. Empty: its heads were all looked at; beginning
+    with `NOT_LOOKED`: none was. None: it has no order."""
 
     @property
     def has_said_all(self) -> bool:

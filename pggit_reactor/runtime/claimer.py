@@ -409,7 +409,7 @@ class Claimer:
         if len(self._ordered) > CONCURRENCIES_MAX:
             self._ordered.clear()
         got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
-        for webhook_id in budgets:
+        for webhook_id, budget in budgets.items():
             found = claimed.webhooks.get(webhook_id)
             if found is None:
                 self._ordered.discard(webhook_id)
@@ -418,7 +418,7 @@ class Claimer:
             self._concurrency[webhook_id] = found.concurrency
             self._weights[webhook_id] = found.weight
             self._note_place(webhook_id, found)
-            asked = min(budgets[webhook_id], found.concurrency - self.capacity.by_webhook[webhook_id])
+            asked = min(budget, found.concurrency - self.capacity.by_webhook[webhook_id])
             self._ask_again(webhook_id, found, asked=asked, got=got[webhook_id], now=now)
         if claimed.deliveries:
             self.dispatch(

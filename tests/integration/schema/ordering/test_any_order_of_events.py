@@ -304,8 +304,8 @@ def machine(reactor_template: DatabaseTemplate) -> Iterator[type[Queue]]:
             )
 
         class Here(Queue):
-            workers = [connected(options) for _ in WORKERS]
-            producers = [connected() for _ in PRODUCERS]
+            workers = tuple(connected(options) for _ in WORKERS)
+            producers = tuple(connected() for _ in PRODUCERS)
             admin = connected()
 
         # The first webhook of a kind makes an index, which waits for producers.

@@ -1,4 +1,4 @@
-"""Several claimers of one ordered webhook at once, each on connections of its own: one of an order is under way, in order."""
+"""Several claimers of one ordered webhook at once, each on its own connections: one of an order is under way."""
 
 from __future__ import annotations
 
