@@ -357,11 +357,13 @@ CROSS JOIN LATERAL (
     ) AS first
 ) AS due
 CROSS JOIN LATERAL (
-    -- Where there is an order, followers are due and may not go: only heads count.
-    SELECT CASE w.ordering WHEN 'none' THEN due.first_at
-           ELSE pggit.order_due_at(l.webhook_id, w.ordering, make_interval(secs => %(horizon_seconds)s)) END AS first_at
+    -- Where there is an order, followers are due and may not go: only heads count. Behind a place there may be some.
+    SELECT CASE w.ordering WHEN 'none' THEN due.first_at ELSE (
+        SELECT min(CASE WHEN o.delivery_id IS NULL AND o.place = '' THEN o.due_at ELSE now() END)
+        FROM pggit.order_heads(l.webhook_id, w.ordering, w.ordering_since, 1, NULL, p_only_looks => true) AS o
+    ) END AS first_at
 ) AS soonest
-WHERE soonest.first_at IS NOT NULL;
+WHERE soonest.first_at <= now() + make_interval(secs => %(horizon_seconds)s);
 
 -- name: adopt_unknown
 -- Finds ids in the queue that have no limit row (a recursive skip scan of the claim index) and gives them one:
