@@ -86,6 +86,7 @@ def prune(session: Session, delivered: float | None, failed: float | None, dry_r
 
     async def work() -> str:
         from pggit_reactor.db import queue_care
+        from pggit_reactor.db.acting import acting
 
         deliveries = log_rows = 0
         async with session.open_database(seconds=PRUNE_SECONDS_MAX) as connection:
@@ -94,7 +95,8 @@ def prune(session: Session, delivered: float | None, failed: float | None, dry_r
                 return f"would remove {old_delivered} delivered and {old_failed} failed deliveries"
             after_id: int | None = -(1 << 63)
             while after_id is not None:
-                batch = await queue_care.prune(connection, ages, after_id=after_id)
+                async with acting(connection, session.actor):
+                    batch = await queue_care.prune(connection, ages, after_id=after_id)
                 deliveries, log_rows = deliveries + batch.deliveries, log_rows + batch.log_rows
                 after_id = batch.next_id
         return f"removed {deliveries} deliveries and {log_rows} log rows"

@@ -270,6 +270,19 @@ async def _refuse_server(connection: TrioConnection) -> None:
         raise MigrationError(f'database "{database}" has encoding {encoding}; only {ENCODING} is supported')
 
 
+async def _audit_upgrade(connection: TrioConnection, applied: Sequence[Migration]) -> None:
+    """Leave an audit row, where the schema has come that far. The first time, schema_migration says it all."""
+    cursor = await connection.execute(
+        "SELECT to_regprocedure('pggit.audit_change(text, bigint, bigint, jsonb, uuid)') IS NOT NULL"
+    )
+    ((can_audit,),) = await cursor.fetchall()
+    if can_audit:
+        await connection.execute(
+            "SELECT pggit.audit_change('schema_migrated', NULL, NULL, jsonb_build_object('versions', %s::integer[]))",
+            ([migration.version for migration in applied],),
+        )
+
+
 async def _migrate_once(
     connection: TrioConnection, known: tuple[Migration, ...], legacy_timezone: str | None
 ) -> MigrateReport:
@@ -287,6 +300,8 @@ async def _migrate_once(
         await _prepare_table(connection)
         for migration in status.pending:
             await _apply(connection, migration)
+        if status.applied:
+            await _audit_upgrade(connection, status.pending)
     return MigrateReport(applied=status.pending, already_count=len(status.applied))
 
 
