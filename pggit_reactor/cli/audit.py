@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import click
 
 from pggit_reactor.cli.exits import Exit
-from pggit_reactor.cli.output import json_option, print_facts, print_json
+from pggit_reactor.cli.moments import PAST
+from pggit_reactor.cli.output import json_option, print_facts, print_json, print_table
 from pggit_reactor.cli.session import Session, pass_session
+from pggit_reactor.core.audit_chain import FIRST_ID
 
 if TYPE_CHECKING:
     from pggit_reactor.db.audit_chain import ChainReport
+    from pggit_reactor.db.audit_log import AuditEntry, AuditFilter
     from pggit_reactor.db.connect import TrioConnection
     from pggit_reactor.security.keyring import Keyring
 
@@ -44,6 +50,96 @@ def _anchor(_context: click.Context, _parameter: click.Parameter, text: str | No
     if match is None:
         raise click.BadParameter("want NUMBER:HASH, as an earlier `audit verify` printed it")
     return int(match[1]), match[2]
+
+
+@audit.command("list")
+@click.option("--webhook", "webhook_id", type=int, metavar="ID", help="Only of this webhook.")
+@click.option("--delivery", "delivery_id", type=int, metavar="ID", help="Only of this delivery.")
+@click.option("--operation", metavar="WORD", help="Only this operation, such as webhook_changed.")
+@click.option("--user", "user_id", metavar="NAME", help="Only by this user of the database, or this actor.")
+@click.option(
+    "--since", type=PAST, metavar="T", help="Only from then on: a time, or how long ago, such as 2h."
+)
+@click.option("--until", type=PAST, metavar="T", help="Only before then.")
+@click.option("--before", type=int, metavar="AUDIT-ID", help="Only ids below this one: the page after.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many.")
+@json_option
+@pass_session
+def list_(session: Session, /, *, limit: int, as_json: bool, **wanted: object) -> None:
+    """Show rows of the audit log, the newest first.
+
+    \b
+    Example: pggit-reactor audit list --since 24h --operation webhook_changed
+    """
+
+    async def read() -> tuple[AuditEntry, ...]:
+        from pggit_reactor.db.audit_log import list_audit
+
+        async with session.open_database() as connection:
+            return await list_audit(connection, _filter(wanted), rows_max=limit)
+
+    entries = session.run(read)
+    if as_json:
+        print_json(entries)
+        return
+    print_table([_row(entry) for entry in entries], when_empty="no row of the audit log matches")
+
+
+def _filter(wanted: Mapping[str, object]) -> AuditFilter:
+    from pggit_reactor.db.audit_log import AuditFilter
+
+    return AuditFilter(**wanted)  # type: ignore[arg-type]  # the options above, typed by click
+
+
+def _row(entry: AuditEntry) -> dict[str, object]:
+    what = entry.error_message or entry.details
+    return {
+        "id": entry.audit_id,
+        "at": entry.occurred_at,
+        "operation": entry.operation,
+        "webhook": entry.webhook_id,
+        "delivery": entry.delivery_id,
+        "by": entry.user_id,
+        "from": entry.ip_address,
+        "status": entry.status_code,
+        "what": "erased" if entry.erased else what,
+    }
+
+
+@audit.command()
+@click.option(
+    "--from-id",
+    type=int,
+    default=FIRST_ID,
+    metavar="AUDIT-ID",
+    help="Begin with this id: one more than the last that an earlier export wrote.",
+)
+@pass_session
+def export(session: Session, from_id: int) -> None:
+    """Write the audit log as JSON lines, by id, to standard output.
+
+    Only what is final is written: rows that are sealed, up to the first id that an open transaction may still
+    bring. So the next export, from the id that standard error names at the end, misses nothing.
+
+    \b
+    Example: pggit-reactor audit export --from-id 1001 >> audit.jsonl
+    """
+
+    async def write() -> int:
+        from pggit_reactor.db.audit_log import EXPORT_PAGE_ROWS, export_page, settled_up_to
+
+        next_id = from_id
+        async with session.open_database(seconds=READ_SECONDS_MAX) as connection:
+            to_id = await settled_up_to(connection)
+            while True:
+                page = await export_page(connection, from_id=next_id, to_id=to_id)
+                for entry in page:
+                    click.echo(json.dumps(attrs.asdict(entry)))
+                next_id = page[-1].audit_id + 1 if page else next_id
+                if len(page) < EXPORT_PAGE_ROWS:
+                    return next_id
+
+    click.echo(f"next: --from-id {session.run(write)}", err=True)
 
 
 @audit.command()

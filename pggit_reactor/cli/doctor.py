@@ -27,8 +27,8 @@ _INDENT = " " * 24
 def doctor(session: Session, as_json: bool) -> int:
     """Look for trouble, and say what to do about it.
 
-    Looks at the database (version, encoding, standby), migrations, roles, triggers, LISTEN (a round trip on
-    the workers' URL), keys, clocks, egress, rows and webhooks that wait for somebody, certificates, workers,
+    Looks at the database (version, encoding, standby), migrations, roles, rights, triggers, LISTEN (a round
+    trip on the workers' URL), keys, clocks, egress, rows and webhooks that wait for somebody, certificates, workers,
     audit partitions, and what slows the database as a whole. Changes nothing. Exit 3 where it found trouble.
 
     \b
@@ -86,6 +86,7 @@ def _checks(
     hold = session.settings.delivery.unknown_webhook_hold_seconds
     return {
         "roles": partial(diagnosis.check_roles, connection, server),
+        "rights": partial(diagnosis.check_rights, connection, server),
         "triggers": partial(diagnosis.check_triggers, connection, server),
         "listen": partial(diagnosis.check_listen, connection, server, session.listen_url()),
         "keys": partial(diagnosis.check_keys, connection, keyring),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -101,7 +102,9 @@ class Session:
         """The user of the operating system, or who was named by ``--as``; for the audit log."""
         from pggit_reactor.db.registry import By
 
-        return By(name=self._actor_name or _os_user(), host=socket.gethostname())
+        return By(
+            name=self._actor_name or _os_user(), host=socket.gethostname(), request_id=str(uuid.uuid4())
+        )
 
     # -- database and keys
 

@@ -32,6 +32,7 @@ LEASE_MARGIN_SECONDS: Final = 3.0
 ATTEMPT_TIMEOUT_SECONDS_MAX: Final = 20.0
 BACKOFF_CAP_SECONDS: Final = 1800.0
 RETENTION_DAYS_MAX: Final = 36_500
+AUDIT_DAYS_MIN: Final = 90  # As in pggit.prune_audit: no worker can drop what is younger.
 _BODY_BYTES_MAX: Final = 16_777_216  # As the column pggit.webhook.max_body_bytes.
 _DAY_SECONDS: Final = 86_400.0
 
@@ -312,7 +313,7 @@ class RetentionSettings:
         metadata=about(
             "retention.audit_days",
             "Sealed audit rows are dropped after so many days; the chain stays verifiable.",
-            least=1,
+            least=AUDIT_DAYS_MIN,
             most=RETENTION_DAYS_MAX,
         ),
     )

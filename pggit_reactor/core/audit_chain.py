@@ -38,9 +38,9 @@ _SEGMENT_PREFIX: Final = "pggit-audit-segment-1"
 _SPAN: Final = re.compile(r"[\[(](-?\d*),(-?\d*)[\])]")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class AuditRow:
-    """One row, as text that PostgreSQL's own functions made; None for NULL.
+    """One row, as text that PostgreSQL's own functions made; None for NULL. The fields stand as in the table.
 
     Times are microseconds since 1970 (or ``Infinity``), addresses have their mask length, JSON is as printed.
     """

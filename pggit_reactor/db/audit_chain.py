@@ -247,7 +247,7 @@ class _Reader:
         if not segment.is_checkpoint:
             if segment.late_ids:
                 for row in await _all(self.connection, "rows_by_id", {"ids": list(segment.late_ids)}):
-                    self.verifier.row(_row(row))
+                    self.verifier.row(AuditRow(*row))
             await self._read_range(segment)
         self.verifier.end()
 
@@ -285,17 +285,12 @@ class _Reader:
         assert self.newest is not None
         limit = max(to_id, self.newest.to_id)
         bound = {"from_id": self._page_to + 1, "to_id": limit, "rows_max": PAGE_ROWS}
-        self._page = [_row(row) for row in await _all(self.connection, "rows", bound)]
+        self._page = [AuditRow(*row) for row in await _all(self.connection, "rows", bound)]
         self._page_to = self._page[-1].audit_id if len(self._page) == PAGE_ROWS else limit
         self._page.reverse()
 
 
-_ROW_FIELDS: Final = tuple(field.name for field in attrs.fields(AuditRow))
 _SEGMENT_FIELDS: Final = tuple(field.name for field in attrs.fields(Segment))
-
-
-def _row(row: Sequence[Any]) -> AuditRow:
-    return AuditRow(**dict(zip(_ROW_FIELDS, row, strict=True)))
 
 
 def _segment(row: Sequence[Any]) -> Segment:

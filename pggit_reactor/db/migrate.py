@@ -307,6 +307,19 @@ async def _refuse_server(connection: TrioConnection) -> None:
         raise MigrationError(f'database "{database}" has encoding {encoding}; only {ENCODING} is supported')
 
 
+async def _audit_upgrade(connection: TrioConnection, applied: Sequence[Migration]) -> None:
+    """Leave an audit row, where the schema has come that far. The first time, schema_migration says it all."""
+    cursor = await connection.execute(
+        "SELECT to_regprocedure('pggit.audit_change(text, bigint, bigint, jsonb, uuid)') IS NOT NULL"
+    )
+    ((can_audit,),) = await cursor.fetchall()
+    if can_audit:
+        await connection.execute(
+            "SELECT pggit.audit_change('schema_migrated', NULL, NULL, jsonb_build_object('versions', %s::integer[]))",
+            ([migration.version for migration in applied],),
+        )
+
+
 async def _migrate_once(
     connection: TrioConnection,
     known: tuple[Migration, ...],
@@ -331,6 +344,8 @@ async def _migrate_once(
             await _prepare_table(connection)
         for migration in wanted:
             await _apply(connection, migration)
+        if status.applied and wanted:
+            await _audit_upgrade(connection, wanted)
     return MigrateReport(applied=wanted, already_count=len(status.applied), left=left)
 
 

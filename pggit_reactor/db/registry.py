@@ -44,6 +44,8 @@ class By:
 
     name: str
     host: str
+    request_id: str | None = None
+    """A UUID that joins the audit rows of one call."""
 
 
 @attrs.frozen(kw_only=True)
@@ -323,7 +325,7 @@ async def audit(
             "status_code": status_code,
             "error_message": error_message,
             "by": by.name,
-            "request_id": request_id,
+            "request_id": request_id or by.request_id,
             "details": json.dumps({**details, "host": by.host}),
         },
     )

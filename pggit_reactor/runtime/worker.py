@@ -47,6 +47,7 @@ from pggit_reactor.runtime.fanout import FanOut
 from pggit_reactor.runtime.gatekeeper import tell_others
 from pggit_reactor.runtime.http_port import WorkerProbes, serve_http_port
 from pggit_reactor.runtime.key_watch import KeyWatch
+from pggit_reactor.runtime.retention import Retention
 from pggit_reactor.runtime.settler import Settler
 from pggit_reactor.runtime.signals import Command, Commands
 from pggit_reactor.runtime.supervisor import supervise
@@ -299,6 +300,7 @@ class Worker:
             "heartbeat": self._upkeep.run_heartbeat,
             "chores": self._upkeep.run_chores,
             "audit": self._audit_keeper.run,
+            "retention": Retention(lane=self._side, settings=self.settings.retention).run,
         }.items():
             services.start_soon(partial(supervise, name, run, clock=self.clock, metrics=self.metrics))
         with trio.move_on_after(LISTEN_PATIENCE_SECONDS):  # Without LISTEN, polling carries on.

@@ -100,3 +100,47 @@ SELECT count(*), min(t.occurred_at)::text
 FROM (
     SELECT a.occurred_at FROM pggit.webhook_audit_log AS a WHERE a.audit_id > %(to_id)s ORDER BY a.audit_id LIMIT %(rows_max)s
 ) AS t;
+
+-- name: prune
+SELECT pggit.prune_audit(%(days)s::integer, %(rows_max)s::integer);
+
+-- name: drop_partitions
+SELECT pggit.drop_audit_partitions();
+
+-- name: list
+-- The newest rows that match; times in UTC whatever the session's zone.
+SELECT
+    a.audit_id,
+    CASE WHEN isfinite(a.occurred_at) THEN to_char(a.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+         ELSE a.occurred_at::text END AS occurred_at,
+    a.operation, a.webhook_id, a.delivery_id, a.user_id, host(a.ip_address) AS ip_address, a.request_id::text AS request_id,
+    a.status_code, a.signature_verified, a.encryption_algorithm, a.error_message, a.details,
+    a.erased_digest IS NOT NULL AS erased
+FROM pggit.webhook_audit_log AS a
+WHERE (%(webhook_id)s::bigint IS NULL OR a.webhook_id = %(webhook_id)s)
+    AND (%(delivery_id)s::bigint IS NULL OR a.delivery_id = %(delivery_id)s)
+    AND (%(operation)s::text IS NULL OR a.operation = %(operation)s)
+    AND (%(user_id)s::text IS NULL OR a.user_id = %(user_id)s OR a.details ->> 'actor' = %(user_id)s)
+    AND (%(since)s::timestamptz IS NULL OR a.occurred_at >= %(since)s)
+    AND (%(until)s::timestamptz IS NULL OR a.occurred_at < %(until)s)
+    AND (%(before)s::bigint IS NULL OR a.audit_id < %(before)s)
+ORDER BY a.audit_id DESC
+LIMIT %(rows_max)s;
+
+-- name: export
+SELECT
+    a.audit_id,
+    CASE WHEN isfinite(a.occurred_at) THEN to_char(a.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+         ELSE a.occurred_at::text END AS occurred_at,
+    a.operation, a.webhook_id, a.delivery_id, a.user_id, host(a.ip_address) AS ip_address, a.request_id::text AS request_id,
+    a.status_code, a.signature_verified, a.encryption_algorithm, a.error_message, a.details,
+    a.erased_digest IS NOT NULL AS erased
+FROM pggit.webhook_audit_log AS a
+WHERE a.audit_id >= %(from_id)s AND a.audit_id <= %(to_id)s
+ORDER BY a.audit_id
+LIMIT %(rows_max)s;
+
+-- name: settled_up_to
+-- Up to which id no row can come any more that is not there: the end of the chain, or just below what it waits for.
+SELECT coalesce((SELECT min(g.from_id) - 1 FROM pggit.audit_gap AS g),
+                (SELECT s.to_id FROM pggit.audit_segment AS s ORDER BY s.number DESC LIMIT 1));

@@ -53,8 +53,12 @@ WHERE w.webhook_id = %(webhook_id)s;
 DELETE FROM pggit.webhook AS w WHERE w.webhook_id = %(webhook_id)s;
 
 -- name: audit
-INSERT INTO pggit.webhook_audit_log (webhook_id, operation, status_code, error_message, user_id, request_id, details)
-VALUES (%(webhook_id)s, %(operation)s, %(status_code)s, %(error_message)s, %(by)s, %(request_id)s, %(details)s::jsonb);
+-- Beside whom the program names stands whom PostgreSQL authenticated, and from where.
+INSERT INTO pggit.webhook_audit_log (
+    webhook_id, operation, status_code, error_message, user_id, ip_address, request_id, details)
+VALUES (
+    %(webhook_id)s, %(operation)s, %(status_code)s, %(error_message)s, %(by)s, inet_client_addr(), %(request_id)s,
+    %(details)s::jsonb || jsonb_build_object('database_user', session_user));
 
 -- name: find
 -- By id or by name, locked against other changes until the transaction ends.
