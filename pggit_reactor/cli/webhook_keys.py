@@ -20,7 +20,7 @@ from pggit_reactor.cli.lazy import guess
 from pggit_reactor.cli.moments import seconds_of
 from pggit_reactor.config.settings import ATTEMPT_TIMEOUT_SECONDS_MAX
 from pggit_reactor.core.headers import check_extra_headers
-from pggit_reactor.core.model import SignatureScope
+from pggit_reactor.core.model import Ordering, SignatureScope
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.registry import Change
 from pggit_reactor.errors import ConfigurationError
@@ -74,6 +74,10 @@ def _scope(word: str) -> SignatureScope | None:
     return SignatureScope(word) if word in set(SignatureScope) else None
 
 
+def _ordering(word: str) -> Ordering | None:
+    return Ordering(word) if word in set(Ordering) else None
+
+
 KEYS: Final = MappingProxyType(
     {
         "concurrency": _Key("concurrency", "attempts at once, 1 to 256", _whole(1, 256)),
@@ -91,6 +95,9 @@ KEYS: Final = MappingProxyType(
         ),
         "signature_scope": _Key(
             "signature_scope", "full, or body-only for receivers of the old guide", _scope
+        ),
+        "ordering": _Key(
+            "ordering", "none, webhook (one after another) or key (so for each ordering_key)", _ordering
         ),
         "rate": _Key("rate_per_s", "attempts a second, 0 for no limit; kept, not yet enforced", _rate),
         "burst": _Key("burst", "attempts, 1 to 1000000; kept, not yet enforced", _whole(1, 1_000_000)),

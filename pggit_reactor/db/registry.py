@@ -15,7 +15,7 @@ from typing import Any, Final
 import attrs
 
 from pggit_reactor.core.headers import check_extra_headers
-from pggit_reactor.core.model import SignatureScope, WebhookId
+from pggit_reactor.core.model import Ordering, SignatureScope, WebhookId
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
@@ -51,6 +51,7 @@ class Policy:
     give_up_after: float | None = None
     max_body_bytes: int | None = None
     signature_scope: SignatureScope | None = None
+    ordering: Ordering | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -107,6 +108,7 @@ class WebhookRecord:
     give_up_after_seconds: float
     max_body_bytes: int | None
     signature_scope: str
+    ordering: str
     has_headers: bool
     labels: Mapping[str, str]
     created_at: datetime

@@ -4,13 +4,13 @@ SELECT pggit.next_webhook_id();
 -- name: add
 INSERT INTO pggit.webhook (
     webhook_id, name, sealed_url, url_origin, rate_per_s, burst, concurrency, attempt_timeout, max_attempts,
-    give_up_after, sealed_headers, max_body_bytes, signature_scope, labels, state_by)
+    give_up_after, sealed_headers, max_body_bytes, signature_scope, ordering, labels, state_by)
 VALUES (
     %(webhook_id)s, %(name)s, %(sealed_url)s, %(url_origin)s, coalesce(%(rate_per_s)s::numeric, 100),
     coalesce(%(burst)s::integer, 20), coalesce(%(concurrency)s::integer, 32),
     make_interval(secs => %(attempt_timeout)s::float8), %(max_attempts)s::integer,
     make_interval(secs => coalesce(%(give_up_after)s::float8, 259200)), %(sealed_headers)s, %(max_body_bytes)s::integer,
-    coalesce(%(signature_scope)s, 'full'), %(labels)s::jsonb, %(by)s);
+    coalesce(%(signature_scope)s, 'full'), coalesce(%(ordering)s, 'none'), %(labels)s::jsonb, %(by)s);
 
 -- name: add_secret
 INSERT INTO pggit.webhook_secret (webhook_id, version, sealed_secret, created_by)
@@ -31,6 +31,7 @@ SET name = %(name)s,
     sealed_headers = %(sealed_headers)s,
     max_body_bytes = %(max_body_bytes)s::integer,
     signature_scope = coalesce(%(signature_scope)s, 'full'),
+    ordering = coalesce(%(ordering)s, 'none'),
     labels = %(labels)s::jsonb
 WHERE w.webhook_id = %(webhook_id)s;
 
@@ -46,7 +47,8 @@ VALUES (%(webhook_id)s, %(operation)s, %(status_code)s, %(error_message)s, %(by)
 SELECT
     w.webhook_id, w.name, w.sealed_url, w.url_origin, w.sealed_headers, w.labels,
     w.rate_per_s::float8, w.burst, w.concurrency, extract(epoch FROM w.attempt_timeout)::float8, w.max_attempts,
-    extract(epoch FROM w.give_up_after)::float8, w.max_body_bytes, w.signature_scope
+    extract(epoch FROM w.give_up_after)::float8, w.max_body_bytes, w.signature_scope,
+    w.ordering
 FROM pggit.webhook AS w
 WHERE w.webhook_id = %(webhook_id)s::bigint OR w.name = %(name)s::text
 FOR UPDATE;
@@ -62,7 +64,7 @@ SELECT
     w.rate_per_s::float8 AS rate_per_s, w.burst, w.concurrency,
     extract(epoch FROM w.attempt_timeout)::float8 AS attempt_timeout_seconds, w.max_attempts,
     extract(epoch FROM w.give_up_after)::float8 AS give_up_after_seconds, w.max_body_bytes, w.signature_scope,
-    w.sealed_headers IS NOT NULL AS has_headers, w.labels, w.created_at, w.updated_at,
+    w.ordering, w.sealed_headers IS NOT NULL AS has_headers, w.labels, w.created_at, w.updated_at,
     (SELECT coalesce(json_agg(json_build_object('version', s.version, 'not_before', s.not_before,
                                                 'expires_at', s.expires_at, 'created_at', s.created_at,
                                                 'created_by', s.created_by) ORDER BY s.version DESC), '[]')
