@@ -22,7 +22,7 @@ from pggit_reactor.cli.moments import seconds_of
 from pggit_reactor.cli.webhook_certificates import CERTIFICATE_KEYS, read_certificates
 from pggit_reactor.config.settings import ATTEMPT_TIMEOUT_SECONDS_MAX
 from pggit_reactor.core.headers import check_extra_headers
-from pggit_reactor.core.model import SignatureScope
+from pggit_reactor.core.model import Ordering, SignatureScope
 from pggit_reactor.core.pins import PINS_MAX, parse_pins
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.status_policy import parse_words
@@ -83,6 +83,10 @@ def _scope(word: str) -> SignatureScope | None:
     return SignatureScope(word) if word in set(SignatureScope) else None
 
 
+def _ordering(word: str) -> Ordering | None:
+    return Ordering(word) if word in set(Ordering) else None
+
+
 KEYS: Final = MappingProxyType(
     {
         "concurrency": _Key("concurrency", "attempts at once, 1 to 256", _whole(1, 256)),
@@ -112,6 +116,9 @@ KEYS: Final = MappingProxyType(
         "weight": _Key("weight", "its share of a worker that is short of room, 1 to 100", _whole(1, 100)),
         "status_policy": _Key(
             "status_policy", "404:transient,5xx:permanent: what statuses mean here", _status_policy
+        ),
+        "ordering": _Key(
+            "ordering", "none, webhook (one after another) or key (so for each ordering_key)", _ordering
         ),
         "rate": _Key("rate_per_s", "attempts a second, 0 for no limit; kept, not yet enforced", _rate),
         "burst": _Key("burst", "attempts, 1 to 1000000; kept, not yet enforced", _whole(1, 1_000_000)),

@@ -77,6 +77,14 @@ class SignatureAlgorithm(StrEnum):
     ED25519 = "ed25519"
 
 
+class Ordering(StrEnum):
+    """What of a webhook is sent one after another: nothing, all of it, or what has the same ordering key."""
+
+    NONE = "none"
+    WEBHOOK = "webhook"
+    KEY = "key"
+
+
 @attrs.frozen(kw_only=True)
 class Answer:
     """What a receiver answered: the whole head arrived and was well formed."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 import attrs
 
 from pggit_reactor.core.headers import check_extra_headers
-from pggit_reactor.core.model import SignatureAlgorithm, SignatureScope, WebhookId
+from pggit_reactor.core.model import Ordering, SignatureAlgorithm, SignatureScope, WebhookId
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing_keys import algorithm_of, public_key_of
 from pggit_reactor.db.connect import TrioConnection
@@ -68,6 +68,7 @@ class Policy:
     weight: int | None = None
     status_policy: Any = None
     """JSON, as `core.status_policy` reads it; whatever somebody wrote there stays until it is set."""
+    ordering: Ordering | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -135,6 +136,7 @@ class WebhookRecord:
     """Its share, where workers are short of room."""
     status_policy: Any
     """Its own table of statuses, as stored; None where there is none."""
+    ordering: str
     has_headers: bool
     pins: tuple[str, ...]
     ca_fingerprints: tuple[str, ...]

@@ -6,7 +6,7 @@ INSERT INTO pggit.webhook (
     webhook_id, name, sealed_url, url_origin, rate_per_s, burst, concurrency, attempt_timeout, max_attempts,
     give_up_after, sealed_headers, max_body_bytes, signature_scope, pins, sealed_ca, ca_fingerprints, ca_expires_at,
     sealed_client_certificate, client_certificate_fingerprints, client_certificate_expires_at, rotate_every, weight, status_policy,
-    labels, state_by)
+    ordering, labels, state_by)
 VALUES (
     %(webhook_id)s, %(name)s, %(sealed_url)s, %(url_origin)s, coalesce(%(rate_per_s)s::numeric, 100),
     coalesce(%(burst)s::integer, 20), coalesce(%(concurrency)s::integer, 32),
@@ -15,7 +15,8 @@ VALUES (
     coalesce(%(signature_scope)s, 'full'), %(pins)s::text[], %(sealed_ca)s, %(ca_fingerprints)s::text[],
     %(ca_expires_at)s::timestamptz, %(sealed_client_certificate)s, %(client_certificate_fingerprints)s::text[],
     %(client_certificate_expires_at)s::timestamptz,
-    make_interval(secs => %(rotate_every)s::float8), coalesce(%(weight)s::integer, 1), %(status_policy)s::jsonb, %(labels)s::jsonb, %(by)s);
+    make_interval(secs => %(rotate_every)s::float8), coalesce(%(weight)s::integer, 1), %(status_policy)s::jsonb,
+    coalesce(%(ordering)s, 'none'), %(labels)s::jsonb, %(by)s);
 
 -- name: add_secret
 INSERT INTO pggit.webhook_secret (webhook_id, version, sealed_secret, algorithm, public_key, created_by)
@@ -46,6 +47,7 @@ SET name = %(name)s,
     rotate_every = make_interval(secs => %(rotate_every)s::float8),
     weight = coalesce(%(weight)s::integer, 1),
     status_policy = %(status_policy)s::jsonb,
+    ordering = coalesce(%(ordering)s, 'none'),
     labels = %(labels)s::jsonb
 WHERE w.webhook_id = %(webhook_id)s;
 
@@ -69,7 +71,7 @@ SELECT
     w.rate_per_s::float8, w.burst, w.concurrency, extract(epoch FROM w.attempt_timeout)::float8, w.max_attempts,
     extract(epoch FROM w.give_up_after)::float8, w.max_body_bytes, w.signature_scope, w.pins,
     extract(epoch FROM w.rotate_every)::float8,
-    w.weight, w.status_policy
+    w.weight, w.status_policy, w.ordering
 FROM pggit.webhook AS w
 WHERE w.webhook_id = %(webhook_id)s::bigint OR w.name = %(name)s::text
 FOR UPDATE;
@@ -85,6 +87,7 @@ SELECT
     w.rate_per_s::float8 AS rate_per_s, w.burst, w.concurrency,
     extract(epoch FROM w.attempt_timeout)::float8 AS attempt_timeout_seconds, w.max_attempts,
     extract(epoch FROM w.give_up_after)::float8 AS give_up_after_seconds, w.max_body_bytes, w.signature_scope,
+    w.ordering,
     w.weight, w.status_policy,
     extract(epoch FROM w.rotate_every)::float8 AS rotate_every_seconds,
     (SELECT s.not_before + w.rotate_every FROM pggit.webhook_secret AS s WHERE s.webhook_id = w.webhook_id

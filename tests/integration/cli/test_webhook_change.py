@@ -32,6 +32,14 @@ def test_set_changes_what_is_named_and_leaves_the_rest(commands, alerts) -> None
     assert (after["concurrency"], after["give_up_after_seconds"]) == (8, 5400)
 
 
+def test_an_order_is_set_shown_and_audited(commands, alerts, database) -> None:
+    commands.ok("webhook", "set", "alerts", "ordering=key")
+
+    assert shown(commands)["ordering"] == "key"
+    assert last_audit(database)[2]["ordering"] == {"from": "none", "to": "key"}
+    assert commands("webhook", "set", "alerts", "ordering=strict").status == 2
+
+
 def test_a_change_gives_workers_a_new_revision_and_wakes_them(commands, alerts, database) -> None:
     database.execute("LISTEN pggit_delivery")
     before = database.execute("SELECT revision FROM pggit.webhook").fetchone()

@@ -23,6 +23,7 @@ from pggit_reactor.errors import BadHeadersError, ConfigurationError
         ("rate=0", "rate_per_s", 0.0),
         ("rate=2.5", "rate_per_s", 2.5),
         ("signature_scope=body-only", "signature_scope", "body-only"),
+        ("ordering=key", "ordering", "key"),
         ("max_attempts=", "max_attempts", None),
         ("weight=100", "weight", 100),
         (
@@ -42,7 +43,7 @@ def test_a_word_becomes_the_value_of_its_field(word, field, value) -> None:
         "attempt_timeout=99ms", "attempt_timeout=20.1", "attempt_timeout=-1", "attempt_timeout=1e1",
         "attempt_timeout=nan", "give_up_after=0", "give_up_after=366d", "give_up_after=1w", "concurrency=257",
         "concurrency=1.0", "concurrency=+1", "max_attempts=0", "max_attempts=1001", "max_body_bytes=16777217",
-        "rate=-1", "rate=inf", "rate=1e3", "burst=0", "signature_scope=none", "weight=0", "weight=101",
+        "rate=-1", "rate=inf", "rate=1e3", "burst=0", "signature_scope=none", "ordering=strict", "weight=0", "weight=101",
     ],
 )  # fmt: skip
 def test_a_value_beyond_its_bounds_names_key_and_bounds(word) -> None:
