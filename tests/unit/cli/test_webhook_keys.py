@@ -43,7 +43,8 @@ def test_a_word_becomes_the_value_of_its_field(word, field, value) -> None:
         "attempt_timeout=99ms", "attempt_timeout=20.1", "attempt_timeout=-1", "attempt_timeout=1e1",
         "attempt_timeout=nan", "give_up_after=0", "give_up_after=366d", "give_up_after=1w", "concurrency=257",
         "concurrency=1.0", "concurrency=+1", "max_attempts=0", "max_attempts=1001", "max_body_bytes=16777217",
-        "rate=-1", "rate=inf", "rate=1e3", "burst=0", "signature_scope=none", "ordering=strict", "weight=0", "weight=101",
+        "rate=-1", "rate=inf", "rate=1e3", "burst=0", "signature_scope=none", "weight=0", "weight=101",
+        "ordering=strict",
     ],
 )  # fmt: skip
 def test_a_value_beyond_its_bounds_names_key_and_bounds(word) -> None:
