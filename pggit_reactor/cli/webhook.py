@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -13,7 +12,7 @@ from pggit_reactor.cli.output import json_option, print_facts, print_json, print
 from pggit_reactor.cli.parameters import BIGINT, webhook_argument
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.cli.webhook_import import import_phase7
-from pggit_reactor.cli.webhook_keys import STORED_ONLY, keys_help, parse_change
+from pggit_reactor.cli.webhook_keys import keys_help, parse_change
 from pggit_reactor.cli.webhook_secret import (
     algorithm_option,
     read_secret,
@@ -66,8 +65,10 @@ for _command in (test, pause, resume, disable, enable, rotate_secret, import_pha
     "--secret-file", metavar="F", help="The signing secret, from a file, or from - (standard input)."
 )
 @algorithm_option
-@click.option("--rate", metavar="R", help="Attempts a second; kept, not yet enforced.")
-@click.option("--burst", metavar="B", help="Attempts at once above the rate; kept, not yet enforced.")
+@click.option(
+    "--rate", metavar="R", help="Attempts a second, 0 for no limit; by default delivery.rate_per_s."
+)
+@click.option("--burst", metavar="B", help="Attempts that may begin at once; by default 20.")
 @click.option("--concurrency", metavar="C", help="Attempts in flight, 1 to 256; by default 32.")
 @click.option("--require-dns", is_flag=True, help="Refuse a name that does not resolve now.")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
@@ -99,7 +100,7 @@ def add(
     options = {"name": name, "rate": rate, "burst": burst, "concurrency": concurrency}
     given = [f"{option}={value}" for option, value in options.items() if value is not None]
     change = parse_change((f"url={url}", *given, *words))
-    _warn_of_stored_only((*given, *words))
+    change = _with_rate(session, change)
     _warn_of_single_pin(change)
     secret = _secret(secret_file, algorithm)
     record = session.run(lambda: _add(session, change, secret, webhook_id, require_dns=require_dns))
@@ -153,10 +154,11 @@ async def _judged(session: Session, change: Change, *, require_dns: bool) -> Cha
     return attrs.evolve(change, url_origin=target.origin)
 
 
-def _warn_of_stored_only(words: Sequence[str]) -> None:
-    stored = sorted({word.partition("=")[0] for word in words} & STORED_ONLY)
-    if stored:
-        click.echo(f"note: {' and '.join(stored)}: kept, but not enforced by this version", err=True)
+def _with_rate(session: Session, change: Change) -> Change:
+    """Return *change* of a new webhook with the rate that the settings say, where it names none."""
+    if change.policy.get("rate_per_s") is not None:
+        return change
+    return attrs.evolve(change, policy={**change.policy, "rate_per_s": session.settings.delivery.rate_per_s})
 
 
 def _warn_of_single_pin(change: Change) -> None:
@@ -291,7 +293,6 @@ def set_(session: Session, which: int | str, words: tuple[str, ...], require_dns
     Example: pggit-reactor webhook set alerts concurrency=8 header.Authorization=@token.txt
     """
     change = parse_change(words)
-    _warn_of_stored_only(words)
     _warn_of_single_pin(change)
     webhook_id = session.run(lambda: _set(session, which, change, require_dns=require_dns))
     click.echo(f"changed webhook {webhook_id}")

@@ -144,7 +144,8 @@ async def _register(session: Session, opened: _Opened) -> _Imported:
         sealer = await session.open_sealer(connection)
         name = await register_phase7_webhook(
             connection, sealer, old,
-            url=opened.url, url_origin=opened.url_origin, secret=Secret(secret), by=session.actor,
+            url=opened.url, url_origin=opened.url_origin, secret=Secret(secret),
+            rate_per_s=session.settings.delivery.rate_per_s, by=session.actor,
         )  # fmt: skip
         waiting = await count_waiting(connection, old.webhook_id)
     done = _result(opened, result="imported" if old.is_enabled else "imported, disabled")

@@ -268,6 +268,17 @@ class DeliverySettings:
             most=ATTEMPT_TIMEOUT_SECONDS_MAX,
         ),
     )
+    rate_per_s: float = attrs.field(
+        default=100.0,
+        validator=judge,
+        metadata=about(
+            "delivery.rate_per_s",
+            "The rate of a webhook that is registered without one, in attempts a second; 0 is no limit.",
+            unit="per second",
+            least=0,
+            most=1_000_000,
+        ),
+    )
     backoff_base_seconds: float = attrs.field(
         default=5.0,
         validator=judge,

@@ -160,7 +160,8 @@ def test_what_could_be_an_id_or_cannot_be_shown_is_no_name(commands, hook, name)
 
 def test_options_and_words_set_columns(commands, database, sealer, hook) -> None:
     words = ["attempt_timeout=1500ms", "max_attempts=7", "give_up_after=2d", "max_body_bytes=4096",
-             "signature_scope=body-only", "ordering=webhook", "header.X-Team=db", "label.team=db", 'labels={"tier": "1"}']  # fmt: skip
+             "signature_scope=body-only", "ordering=webhook", "header.X-Team=db", "label.team=db",
+             'labels={"tier": "1"}']  # fmt: skip
     added = commands.ok("webhook", "add", hook, "--concurrency", "3", "--rate", "2.5", "--burst", "9", *words)
 
     row = database.execute(
@@ -187,10 +188,12 @@ def test_without_words_the_columns_have_the_schemas_defaults(commands, database,
     assert len(rows) == 1
 
 
-def test_rate_and_burst_are_said_to_be_kept_only(commands, hook) -> None:
-    added = commands.ok("webhook", "add", hook, "--rate", "2")
+def test_a_rate_that_is_not_given_is_the_settings(commands, database, hook) -> None:
+    commands.ok("webhook", "add", hook, "--name", "setting", DELIVERY_RATE_PER_S="7")
+    commands.ok("webhook", "add", hook, "--name", "given", "--rate", "3", DELIVERY_RATE_PER_S="7")
 
-    assert "rate: kept, but not enforced" in added.err
+    rates = database.execute("SELECT name, rate_per_s::float8 FROM pggit.webhook ORDER BY name").fetchall()
+    assert rates == [("given", 3.0), ("setting", 7.0)]
 
 
 @pytest.mark.parametrize(

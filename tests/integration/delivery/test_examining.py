@@ -9,6 +9,7 @@ from trio.testing import assert_checkpoints
 
 from pggit_reactor.core.conformance import NO_ANSWERS_MAX, Verdict
 from pggit_reactor.core.conformance_cases import BODY_BYTES_LARGEST, Form
+from pggit_reactor.core.egress import EgressRules
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import new_secret, secret_key, verify
 from pggit_reactor.core.url_policy import parse_target
@@ -113,7 +114,7 @@ async def test_an_address_that_policy_refuses_is_never_connected_to(receiver):
         async def resolve(self, host, port):
             return ("10.0.0.1",)
 
-    async with open_sender(receiver, unsafe_allow="", resolver=Inside()) as sender:
+    async with open_sender(receiver, rules=EgressRules(), resolver=Inside()) as sender:
         with pytest.raises(UrlRefusedError, match=r"10\.0\.0\.1"):
             await examine_receiver(
                 sender.transport,

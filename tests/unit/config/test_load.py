@@ -406,6 +406,7 @@ def test_the_variables_of_the_original_worker_are_honoured():
         HTTP_TIMEOUT="3.0",
         LOG_LEVEL="Warning",
         METRICS_PORT="8001",
+        RATE_LIMIT_RPS="10",
     ).settings
 
     assert settings.worker.worker_id == "worker-1"
@@ -413,6 +414,7 @@ def test_the_variables_of_the_original_worker_are_honoured():
     assert settings.delivery.timeout_seconds == 3
     assert settings.log.level is LogLevel.WARNING
     assert settings.metrics.port == 8001
+    assert settings.delivery.rate_per_s == 10
 
 
 def test_our_own_name_wins_over_a_legacy_one_and_only_a_difference_is_told(toml):
