@@ -49,7 +49,7 @@ def enqueue(
     - *priority*: -32768 to 32767, higher goes first.
     - *deliver_after* and *expires_at* are aware datetimes.
     - *headers* are sent with the request; names that the sender sets itself are refused.
-    - *ordering_key*: kept with the row, and not yet enforced.
+    - *ordering_key*: deliveries of one key are sent one after another, where the webhook has ``ordering=key``.
 
     Nothing is committed: that is the caller's, as is any `psycopg.Error`, after which his transaction has
     failed as after any other. `TypeError` and `ValueError` for arguments are raised before anything is sent.

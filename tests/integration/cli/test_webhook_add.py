@@ -160,7 +160,8 @@ def test_what_could_be_an_id_or_cannot_be_shown_is_no_name(commands, hook, name)
 
 def test_options_and_words_set_columns(commands, database, sealer, hook) -> None:
     words = ["attempt_timeout=1500ms", "max_attempts=7", "give_up_after=2d", "max_body_bytes=4096",
-             "signature_scope=body-only", "ordering=webhook", "header.X-Team=db", "label.team=db", 'labels={"tier": "1"}']  # fmt: skip
+             "signature_scope=body-only", "ordering=webhook", "header.X-Team=db", "label.team=db",
+             'labels={"tier": "1"}']  # fmt: skip
     added = commands.ok("webhook", "add", hook, "--concurrency", "3", "--rate", "2.5", "--burst", "9", *words)
 
     row = database.execute(

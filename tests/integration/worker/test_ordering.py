@@ -47,7 +47,9 @@ class Judge:
         return dict(found)
 
 
-async def insert(rig: Rig, webhook_id: int, count: int, *, keys: int = 1, first: int = 1, **columns: str) -> list[int]:
+async def insert(
+    rig: Rig, webhook_id: int, count: int, *, keys: int = 1, first: int = 1, **columns: str
+) -> list[int]:
     """Insert alerts numbered from *first*, which take turns among *keys* ordering keys; return their ids."""
     names = "".join(f", {name}" for name in columns)
     values = "".join(f", {value}" for value in columns.values())
@@ -101,7 +103,7 @@ async def test_a_head_with_a_far_retry_holds_its_followers_and_nobody_else(rig: 
                 await rig.until_status(one, "delivered")
 
         assert {(await rig.row(one, "attempt_count"))[0] for one in held} == {0}
-        (waits_for, explanation), = await rig.database.fetch(
+        ((waits_for, explanation),) = await rig.database.fetch(
             "SELECT waits_for, explanation FROM pggit.explain_delivery(%s::bigint)", (held[0],)
         )
         assert waits_for == "order"
@@ -118,7 +120,7 @@ async def test_a_head_with_a_far_retry_holds_its_followers_and_nobody_else(rig: 
     "ending",
     [
         "SELECT pggit.cancel_delivery(%(head)s::bigint)",
-        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'delivered', delivered_at = now() WHERE delivery_id = %(head)s",
+        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'delivered' WHERE delivery_id = %(head)s",
         "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = %(head)s",
         "UPDATE pggit.alert_delivery_queue SET webhook_id = -1 WHERE delivery_id = %(head)s",
         "DELETE FROM pggit.alert_delivery_queue WHERE delivery_id = %(head)s",

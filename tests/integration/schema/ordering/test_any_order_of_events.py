@@ -242,7 +242,8 @@ class Queue(RuleBasedStateMachine):
             return
         delivery_id = data.draw(st.sampled_from(leased))
         self.admin.execute(
-            f"UPDATE {QUEUE} SET lease_expires_at = now() - interval '1 s' WHERE delivery_id = %s", (delivery_id,)
+            f"UPDATE {QUEUE} SET lease_expires_at = now() - interval '1 s' WHERE delivery_id = %s",
+            (delivery_id,),
         )
         self.rows[delivery_id].is_leased = False
 
@@ -285,7 +286,9 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: not self.pending)
     @rule(ordering=st.sampled_from(ORDERINGS))
     def set_ordering(self, ordering: str) -> None:
-        self.admin.execute("UPDATE pggit.webhook SET ordering = %s WHERE webhook_id = %s", (ordering, WEBHOOK))
+        self.admin.execute(
+            "UPDATE pggit.webhook SET ordering = %s WHERE webhook_id = %s", (ordering, WEBHOOK)
+        )
         self.ordering = ordering
 
 
@@ -300,8 +303,8 @@ def machine(reactor_template: DatabaseTemplate) -> Iterator[type[Queue]]:
             )
 
         class Here(Queue):
-            workers = [connected(options) for _ in WORKERS]
-            producers = [connected() for _ in PRODUCERS]
+            workers = tuple(connected(options) for _ in WORKERS)
+            producers = tuple(connected() for _ in PRODUCERS)
             admin = connected()
 
         # The first webhook of a kind makes an index, which waits for producers.

@@ -1,4 +1,4 @@
-"""Several claimers of one ordered webhook at once, each on connections of its own: one of an order is under way, in order."""
+"""Several claimers of one ordered webhook at once, each on connections of its own."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ async def test_each_order_is_kept_and_nothing_is_left(reactor_database, rows, ha
         async with trio.open_nursery() as nursery:
             for _ in range(CLAIMERS):
                 hand = hand_of(await database.connect(**CLAIM_OPTIONS), await database.connect(**HOT_OPTIONS))
-                nursery.start_soon(lambda hand=hand: work(database, hand, log, whole_webhook=ordering == "webhook"))
+                nursery.start_soon(
+                    lambda hand=hand: work(database, hand, log, whole_webhook=ordering == "webhook")
+                )
 
     assert log.count == 200
     if ordering == "webhook":

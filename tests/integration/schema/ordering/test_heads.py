@@ -242,10 +242,13 @@ async def test_where_there_is_no_order_he_does_not(rows, ear):
     first, second = await rows.queue(), await rows.queue()
     await ear.heard()
 
-    assert await ear.hear(
-        f"UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = {first}",
-        f"DELETE FROM pggit.alert_delivery_queue WHERE delivery_id = {second}",
-    ) == []
+    assert (
+        await ear.hear(
+            f"UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = {first}",
+            f"DELETE FROM pggit.alert_delivery_queue WHERE delivery_id = {second}",
+        )
+        == []
+    )
 
 
 @BOTH
@@ -340,7 +343,9 @@ async def test_explain_names_the_head_and_what_holds_it(reactor_database, rows, 
     assert f"pggit.cancel_delivery({head}) lets the next pass" in words
 
 
-async def test_explain_says_nothing_of_an_order_that_a_row_is_not_in(reactor_database, rows, keyed, worker_alive):
+async def test_explain_says_nothing_of_an_order_that_a_row_is_not_in(
+    reactor_database, rows, keyed, worker_alive
+):
     await rows.queue(ordering_key="'a'", next_retry_at=HOUR)
     other_key = await rows.queue(ordering_key="'b'")
     without_key = await rows.queue()
@@ -386,7 +391,9 @@ async def test_a_producer_who_does_not_end_makes_the_first_order_wait_and_then_s
         assert await database.fetch_value("SELECT pggit.prepare_ordering('key')") == "nothing was to do"
 
 
-async def test_a_claim_of_an_unordered_row_writes_to_no_index_beside_ordered_ones(reactor_database, rows, hand):
+async def test_a_claim_of_an_unordered_row_writes_to_no_index_beside_ordered_ones(
+    reactor_database, rows, hand
+):
     """A HOT update, also where the indexes of orders are."""
     await rows.webhook(WEBHOOK, ordering="'key'")
     await rows.webhook(8)
