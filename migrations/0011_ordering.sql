@@ -1,5 +1,5 @@
 -- Strict order: of a webhook with ordering = webhook, or of each ordering_key of one with ordering = key, one delivery
--- is sent at a time, and the lowest delivery_id that is open goes first. See docs/decisions/0013-strict-order.md.
+-- is sent at a time, and the lowest delivery_id that is open goes first. See docs/decisions/0017-strict-order.md.
 --
 -- Locks and rewrites: two nullable columns, a moment's lock of queue and registry. The indexes come later, with the first
 -- webhook that is given an order: prepare_ordering.
@@ -17,12 +17,13 @@ COMMENT ON COLUMN pggit.webhook.ordering_since IS 'When ordering was last change
 ---------------------------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION pggit.prepare_ordering(p_ordering text) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 -- As the owner: an operator may not create indexes. Without them claims of ordered webhooks are slow, never wrong.
 -- A key is indexed by its hash: eight octets whatever its length, and no collation that a new libc may change. Two keys
 -- of one hash are kept in one order, which is more than was asked for, and harmless. A claim of an unordered row writes
 -- no column of these, so it stays a HOT update.
 DECLARE
+    lock_timeout CONSTANT text := current_setting('lock_timeout');
     missing record;
     made text[] := '{}';
 BEGIN
@@ -45,12 +46,14 @@ BEGIN
         WHERE p_ordering = ANY (string_to_array(i.orderings, ' ')) AND to_regclass('pggit.' || i.name) IS NULL
     LOOP
         BEGIN
-            -- Of two at once, the second waits, and finds it there.
+            -- Of two at once, the second waits, and finds it there. Producers wait behind it, so not for long.
+            PERFORM set_config('lock_timeout', '2s', true);
             LOCK TABLE pggit.alert_delivery_queue IN SHARE ROW EXCLUSIVE MODE;
         EXCEPTION WHEN lock_not_available THEN
             RAISE EXCEPTION 'a transaction has been writing to the delivery queue for 2 s and longer, and index % cannot be'
                 ' made beside it; try again when it has ended', missing.name USING ERRCODE = 'lock_not_available';
         END;
+        PERFORM set_config('lock_timeout', lock_timeout, true);
         EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON pggit.alert_delivery_queue (%s) WHERE %s',
                        missing.name, missing.columns, missing.predicate);
         EXECUTE format('COMMENT ON INDEX pggit.%I IS %L', missing.name, missing.words);

@@ -120,8 +120,7 @@ async def test_a_head_with_a_far_retry_holds_its_followers_and_nobody_else(rig: 
     "ending",
     [
         "SELECT pggit.cancel_delivery(%(head)s::bigint)",
-        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'delivered', delivered_at = now()"
-        " WHERE delivery_id = %(head)s",
+        "UPDATE pggit.alert_delivery_queue SET delivery_status = 'delivered' WHERE delivery_id = %(head)s",
         "UPDATE pggit.alert_delivery_queue SET delivery_status = 'failed' WHERE delivery_id = %(head)s",
         "UPDATE pggit.alert_delivery_queue SET webhook_id = -1 WHERE delivery_id = %(head)s",
         "DELETE FROM pggit.alert_delivery_queue WHERE delivery_id = %(head)s",

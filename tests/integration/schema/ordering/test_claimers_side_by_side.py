@@ -1,4 +1,4 @@
-"""Several claimers of one ordered webhook at once, each on its own connections: one of an order is under way."""
+"""Several claimers of one ordered webhook at once, each on connections of its own."""
 
 from __future__ import annotations
 
