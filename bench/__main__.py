@@ -1,4 +1,4 @@
-"""``python -m bench idle|rate|burst|insert|all|isolation|backlog|outage|protection [--rounds N] [--quick] ...``."""
+"""``python -m bench idle|rate|burst|insert|all``, ``isolation|backlog|outage|protection`` or ``prediction``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 import attrs
 import psycopg
 
-from bench import inserts, machine, processes, producer, protection, receiver, report, workloads
+from bench import inserts, machine, prediction, processes, producer, protection, receiver, report, workloads
 from bench.board import Board
 from bench.contender import Contender, Stage, Troubled
 from bench.floor import Floor
@@ -46,6 +46,8 @@ _SHOWN_SETTINGS: Final = (
 def main(arguments: Sequence[str]) -> int:
     """Measure what *arguments* name; return the exit status."""
     chosen = _parser().parse_args(arguments)
+    if chosen.workload == "prediction":
+        return _predict(chosen)
     try:
         document = _measure(chosen)
     except processes.BenchError as trouble:
@@ -57,9 +59,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _predict(chosen: argparse.Namespace) -> int:
+    document = prediction.measure(days=0.5, webhooks_a_kind=1) if chosen.quick else prediction.measure()
+    print(prediction.table(document))
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./dev bench", description="Take the figures; docs/benchmarks.md.")
-    parser.add_argument("workload", choices=[*WORKLOADS, "insert", "all", *PROTECTION, "protection"])
+    parser.add_argument(
+        "workload", choices=[*WORKLOADS, "insert", "all", *PROTECTION, "protection", "prediction"]
+    )
     parser.add_argument("--rounds", type=int, default=None, help=f"alternating rounds; {ROUNDS} by default")
     parser.add_argument("--quick", action="store_true", help="one small round: shows that it works")
     parser.add_argument("--backlog-rows", type=int, help="rows of the backlog; 1,000,000 by default")

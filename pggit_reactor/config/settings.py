@@ -312,6 +312,14 @@ class DeliverySettings:
             most=_BODY_BYTES_MAX,
         ),
     )
+    health_prediction: bool = attrs.field(
+        default=False,
+        validator=judge,
+        metadata=about(
+            "delivery.health_prediction",
+            "Whether a webhook that is likely to fail soon is sent fewer at once, and said to be at risk.",
+        ),
+    )
 
 
 @attrs.frozen(kw_only=True)

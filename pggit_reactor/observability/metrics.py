@@ -68,7 +68,7 @@ class _Children(Generic[M]):
 class _WebhookSeries:
     """What is counted for each webhook; zero from the start, so that a rate sees the first event."""
 
-    __slots__ = ("breaker_opens", "concurrency_falls", "deliveries", "duration", "limit_hits")
+    __slots__ = ("at_risk", "breaker_opens", "concurrency_falls", "deliveries", "duration", "limit_hits")
 
     def __init__(self, metrics: Metrics, label: str) -> None:
         self.deliveries = {status: metrics.deliveries.labels(status, label) for status in STATUSES}
@@ -76,6 +76,7 @@ class _WebhookSeries:
         self.limit_hits = metrics.limit_hits.labels(label)
         self.breaker_opens = metrics.breaker_opens.labels(label)
         self.concurrency_falls = metrics.concurrency_falls.labels(label)
+        self.at_risk = metrics.at_risk.labels(label)
 
 
 class Metrics(Collector):
@@ -174,6 +175,10 @@ class Metrics(Collector):
     def concurrency_lowered(self, webhook_id: int) -> None:
         """Count a fall of what a receiver is thought able to bear."""
         (self._webhooks.get(webhook_id) or self._webhook(webhook_id)).concurrency_falls.inc()
+
+    def webhook_at_risk(self, webhook_id: int) -> None:
+        """Count a time that a webhook was thought likely to fail soon."""
+        (self._webhooks.get(webhook_id) or self._webhook(webhook_id)).at_risk.inc()
 
     def reconnected(self, connection: str) -> None:
         """Count a lost and restored database connection, such as ``listener``."""
@@ -307,6 +312,9 @@ class Metrics(Collector):
         self._leases_expired = self._counter("leases_expired_total", "Rows taken over after their lease.")
         self.concurrency_falls = self._counter(
             "concurrency_lowered_total", "Falls of what a receiver is thought able to bear.", "webhook_id"
+        )
+        self.at_risk = self._counter(
+            "webhook_at_risk_total", "Times that a webhook was thought likely to fail soon.", "webhook_id"
         )
         self._fenced_writes = self._counter("fenced_writes_total", "Outcomes that came too late to count.")
 

@@ -17,6 +17,7 @@ import attrs
 from pggit_reactor.core.adaptive_concurrency import AdaptiveConcurrency, Change, Sign
 from pggit_reactor.core.model import AttemptFailure, AttemptResult, FailureKind, WebhookId
 from pggit_reactor.core.outcomes import Verdict
+from pggit_reactor.core.risk import RiskModel, WebhookFigures, has_become_at_risk
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 
@@ -25,6 +26,7 @@ WEBHOOKS_MAX: Final = 10_000
 SAID_EVERY_SECONDS: Final = 10.0
 """A webhook's level is news so often; it may fall and rise many times meanwhile."""
 WRITTEN_AT_ONCE_MAX: Final = 500
+FALL_AT_RISK: Final = 0.5
 
 _SIGNS: Final[Mapping[str, Sign]] = MappingProxyType(
     {
@@ -48,6 +50,7 @@ class _Known:
     """One webhook."""
 
     adaptive: AdaptiveConcurrency
+    figures: WebhookFigures | None = None
     said_at: float = -math.inf
     is_said: bool = False
     """That its level is low was logged, and not yet that it is not."""
@@ -60,6 +63,10 @@ class LearnedConcurrency:
     metrics: Metrics
     now: Callable[[], float]
     """Trio's clock."""
+    risks: RiskModel | None = None
+    """Where it is there, a webhook that is likely to fail soon is lowered before it does."""
+    wall: Callable[[], float] = lambda: 0.0
+    """Unix time, for the hour of the day; asked only with `risks`."""
     _known: OrderedDict[WebhookId, _Known] = attrs.field(factory=OrderedDict, init=False)
     _unwritten: dict[WebhookId, int | None] = attrs.field(factory=dict, init=False)
 
@@ -109,6 +116,8 @@ class LearnedConcurrency:
         )
         if change is not _NONE:
             self._changed(webhook_id, known, change, limit=limit, now=now)
+        if self.risks is not None:
+            self._foresee(webhook_id, known, sign, seconds or result.elapsed_seconds, limit=limit, now=now)
 
     def take_unwritten(self) -> dict[WebhookId, int | None]:
         """Return levels that are not yet in the database, not too many at once; None: the limit counts again."""
@@ -120,6 +129,25 @@ class LearnedConcurrency:
     def put_back(self, levels: Mapping[WebhookId, int | None]) -> None:
         """These could not be written. What is newer counts."""
         self._unwritten = {**levels, **self._unwritten}
+
+    def _foresee(
+        self, webhook_id: WebhookId, known: _Known, sign: Sign, seconds: float, *, limit: int, now: float
+    ) -> None:
+        assert self.risks is not None
+        if known.figures is None:
+            known.figures = WebhookFigures()
+        failed = sign is not _GOOD
+        risk = self.risks.ended(known.figures, failed=failed, seconds=seconds, now=now, wall=self.wall())
+        if risk is None or not has_become_at_risk(known.figures, risk):
+            return
+        self.metrics.webhook_at_risk(webhook_id)
+        because = {name: round(part, 2) for name, part in risk.contributions.items()}
+        _log.warning(
+            "webhook_at_risk", webhook_id=webhook_id, probability=round(risk.probability, 2), because=because
+        )
+        change = known.adaptive.fall(FALL_AT_RISK, limit=limit, now=now)
+        if change is not _NONE:
+            self._changed(webhook_id, known, change, limit=limit, now=now)
 
     def _remember(self, webhook_id: WebhookId) -> _Known:
         known = self._known[webhook_id] = _Known(AdaptiveConcurrency())

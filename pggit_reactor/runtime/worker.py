@@ -21,6 +21,7 @@ import trio
 from pggit_reactor.config.settings import Settings
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.model import AttemptResult, ClaimedDelivery, State, Webhook
+from pggit_reactor.core.risk import RiskModel
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db import claims, settle
 from pggit_reactor.db.connect import TrioConnection
@@ -110,7 +111,12 @@ class Worker:
         self._bodies = BodyBudget(self.settings.worker.body_bytes_max)
         self._side = self._lane("side", SIDE_OPTIONS)
         self._load = self._lane("load", SIDE_OPTIONS)
-        self._learned = LearnedConcurrency(metrics=self.metrics, now=trio.current_time)
+        self._learned = LearnedConcurrency(
+            metrics=self.metrics,
+            now=trio.current_time,
+            risks=RiskModel() if self.settings.delivery.health_prediction else None,
+            wall=self.clock.wall,
+        )
         self._upkeep = Upkeep(
             lane=self._side,
             identity=self.identity,

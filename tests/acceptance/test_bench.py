@@ -113,6 +113,18 @@ def test_receivers_in_trouble_are_measured_at_any_scale(tmp_path):
         assert text in done.stdout
 
 
+def test_the_prediction_is_judged_by_what_it_foresaw(tmp_path):
+    path = tmp_path / "figures.json"
+    done = bench("prediction", "--quick", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    kinds = json.loads(path.read_text())["kinds"]
+
+    assert set(kinds) == {"sudden", "fading", "nightly", "nervous", "all"}
+    assert kinds["all"]["openings"] == sum(kinds[kind]["openings"] for kind in kinds if kind != "all") > 0
+    for text in ("precision", "recall", "median lead, s", "the plain breaker", "slowness"):
+        assert text in done.stdout
+
+
 def test_a_workload_that_there_is_not_is_a_usage_error():
     done = bench("everything")
 

@@ -90,3 +90,14 @@ async def test_a_worker_starts_from_what_another_learnt_unless_it_is_old(rig: Ri
         await rig.until_all("delivered")
 
     assert leased == {fresh: 2, old: LIMIT}
+
+
+@pytest.mark.parametrize("switch", ["true", "false"])
+async def test_prediction_looks_at_attempts_where_it_is_turned_on(rig: Rig, switch: str):
+    webhook_id = await rig.add_webhook()
+    async with rig.worker(DELIVERY_HEALTH_PREDICTION=switch) as running:
+        (delivery_id,) = await rig.insert(webhook_id)
+        await rig.until_status(delivery_id, "delivered")
+        known = running.worker._learned._known[webhook_id]
+
+    assert (known.figures is not None) == (switch == "true")

@@ -6,6 +6,7 @@ import pytest
 import structlog
 
 from pggit_reactor.core.model import Answer, AttemptFailure, AttemptResult, FailureKind, Phases, WebhookId
+from pggit_reactor.core.risk import RiskModel
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime import concurrency
 from pggit_reactor.runtime.concurrency import SAID_EVERY_SECONDS, WRITTEN_AT_ONCE_MAX, LearnedConcurrency
@@ -123,3 +124,27 @@ def test_falls_are_counted_each_and_said_now_and_then(worker: Worker):
     ]
     labels = {"webhook_id": "1"}
     assert worker.metrics.registry.get_sample_value("pggit_reactor_concurrency_lowered_total", labels) == 5
+
+
+def test_a_webhook_at_risk_is_lowered_counted_and_said_with_its_reasons():
+    worker = Worker()
+    worker.learned.risks = RiskModel()
+    with structlog.testing.capture_logs() as said:
+        for _ in range(4):
+            for status, verdict in (
+                (500, "transient"),
+                (500, "transient"),
+                (500, "transient"),
+                (200, "delivered"),
+            ):
+                worker.now += 2
+                answer = AttemptResult(outcome=Answer(status=status), elapsed_seconds=0.01)
+                worker.end(1, answer, verdict)
+
+    alarms = [event for event in said if event["event"] == "webhook_at_risk"]
+    assert len(alarms) == 1
+    assert alarms[0]["probability"] >= 0.5
+    assert max(alarms[0]["because"], key=alarms[0]["because"].get) == "errors"
+    labels = {"webhook_id": "1"}
+    assert worker.metrics.registry.get_sample_value("pggit_reactor_webhook_at_risk_total", labels) == 1
+    assert worker.allowed(1) < LIMIT
