@@ -31,6 +31,7 @@ PAGE_ROWS: Final = 5_000
 PAGE_SEGMENTS: Final = 500
 STRAYS_MAX: Final = 1_000
 TAIL_ROWS_MAX: Final = 1_000_000
+VERIFY_TRIES_MAX: Final = 3
 PREPARED_PREFIX: Final = "-1/"
 """What pg_locks calls a prepared transaction by; before that it had another name."""
 
@@ -166,8 +167,27 @@ async def verify_chain(
     """Read the whole chain, up to the segment that is the newest now, and say what is wrong with it.
 
     Bounded memory; no long transaction. *check_seal* None leaves seals unlooked at. *kept_since_us*: what was
-    sealed since then must still be there. *progress* hears the number of rows so far.
+    sealed since then must still be there. *progress* hears the number of rows so far. Where retention drops rows
+    meanwhile, it is read again.
     """
+    for tries_left in reversed(range(VERIFY_TRIES_MAX)):
+        (first_number,) = await _one(connection, "first_number")
+        report = await _verify_once(
+            connection, check_seal=check_seal, anchor=anchor, kept_since_us=kept_since_us, progress=progress
+        )
+        if report.ok or not tries_left or (await _one(connection, "first_number")) == (first_number,):
+            return report
+    raise AssertionError("the last try returns")
+
+
+async def _verify_once(
+    connection: TrioConnection,
+    *,
+    check_seal: SealCheck | None,
+    anchor: tuple[int, str] | None,
+    kept_since_us: int | None,
+    progress: Callable[[int], None],
+) -> ChainReport:
     verifier = ChainVerifier(check_seal)
     newest = await read_last_segment(connection)
     reader = _Reader(connection, verifier, newest)

@@ -265,7 +265,9 @@ def migrated_dsn(empty_dsn) -> str:
     return empty_dsn
 
 
-@pytest.mark.parametrize("page", ["producers", "routing", "receivers", "operations", "security"])
+@pytest.mark.parametrize(
+    "page", ["producers", "routing", "receivers", "operations", "security", "data-protection"]
+)
 def test_a_page_is_followed_to_its_end(page, tmp_path, migrated_dsn):
     replaced = {"8443": str(free_port()), ":8000": f":{(probes := str(free_port()))}"}
     stage = Stage(tmp_path, replaced, sql='psql "$PGGIT_REACTOR_DATABASE_URL"')

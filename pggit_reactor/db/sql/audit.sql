@@ -91,6 +91,9 @@ FROM unnest(%(ids)s::bigint[]) AS u (audit_id)
 WHERE EXISTS (SELECT FROM pggit.audit_gap AS g WHERE u.audit_id BETWEEN g.from_id AND g.to_id)
     OR EXISTS (SELECT FROM pggit.audit_segment AS s WHERE s.late_ids <> '{}' AND u.audit_id = ANY (s.late_ids));
 
+-- name: first_number
+SELECT min(s.number) FROM pggit.audit_segment AS s;
+
 -- name: segment_hash
 SELECT s.hash FROM pggit.audit_segment AS s WHERE s.number = %(number)s;
 

@@ -49,7 +49,8 @@ JOIN (SELECT webhook_id, count(*) AS events FROM pggit.alert_delivery_log GROUP 
 WHERE h.total_deliveries <> g.events OR h.total_deliveries <> h.successful_deliveries + h.failed_deliveries
 UNION ALL
 SELECT 'audit of ' || l.delivery_id FROM logged AS l
-WHERE l.events <> (SELECT count(*) FROM pggit.webhook_audit_log AS a WHERE a.delivery_id = l.delivery_id)
+WHERE l.events <> (SELECT count(*) FROM pggit.webhook_audit_log AS a
+                   WHERE a.delivery_id = l.delivery_id AND a.operation IN ('delivered', 'failed', 'retried'))
 """
 
 

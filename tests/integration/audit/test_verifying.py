@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from pggit_reactor.core.audit_chain import AuditRow
@@ -144,6 +146,51 @@ async def test_what_is_not_sealed_is_told_of(chain):
     report = await chain.verify()
 
     assert (report.ok, report.rows, report.tail_rows, report.tail_oldest_at) == (True, 1, 3, "infinity")
+
+
+async def test_rows_that_retention_drops_meanwhile_are_not_missed(chain):
+    await chain.log(3)
+    for _ in range(3):
+        await chain.seal(rows_max=1)
+
+    async def drop() -> None:
+        await chain.database.execute("UPDATE pggit.audit_segment SET is_checkpoint = true WHERE number = 2")
+        await chain.database.execute("DELETE FROM pggit.audit_segment WHERE number = 1")
+        await chain.database.execute("DELETE FROM pggit.webhook_audit_log WHERE audit_id <= 2")
+
+    class Reader:
+        """The reader's connection, before whose third statement rows are dropped."""
+
+        def __init__(self, connection) -> None:
+            self._connection, self._count = connection, 0
+
+        async def execute(self, *arguments):
+            self._count += 1
+            if self._count == 4:
+                await drop()
+            return await self._connection.execute(*arguments)
+
+    chain.reader = Reader(chain.reader)
+    report = await chain.verify()
+
+    assert (report.breaks, report.rows, report.dropped_before_id) == ((), 1, 3)
+
+
+@pytest.mark.long
+async def test_a_large_log_is_verified_in_bounded_memory(chain):
+    rows = 300_000
+    await chain.log(
+        rows, error_message="CASE WHEN n % 20 = 0 THEN 'no answer' END", request_id="gen_random_uuid()"
+    )
+    while await chain.seal() is not None:
+        pass
+    tracemalloc.start()
+    report = await chain.verify()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (report.ok, report.rows) == (True, rows)
+    assert peak < 32 * 1024 * 1024
 
 
 async def test_an_empty_log_is_whole(chain):
