@@ -640,11 +640,11 @@ REVOKE ALL ON pggit.audit_segment, pggit.audit_gap FROM PUBLIC;
 DO $$
 DECLARE
     granted CONSTANT text[] := ARRAY[
-        -- Who inserts chooses neither the id of a row nor its salt.
+        -- Who inserts does not choose the id of a row. A worker may leave out the salt, where there is no text to erase.
         'pggit_worker|REVOKE INSERT ON pggit.webhook_audit_log FROM',
         'pggit_operator|REVOKE INSERT ON pggit.webhook_audit_log FROM',
         'pggit_worker|GRANT INSERT (webhook_id, delivery_id, operation, status_code, error_message, signature_verified,'
-            ' encryption_algorithm, ip_address, occurred_at, user_id, request_id, details) ON pggit.webhook_audit_log TO',
+            ' encryption_algorithm, ip_address, occurred_at, user_id, request_id, details, salt) ON pggit.webhook_audit_log TO',
         'pggit_operator|GRANT INSERT (webhook_id, delivery_id, operation, status_code, error_message, signature_verified,'
             ' encryption_algorithm, ip_address, occurred_at, user_id, request_id, details) ON pggit.webhook_audit_log TO',
         'pggit_worker|GRANT SELECT ON pggit.audit_segment, pggit.audit_gap TO',
