@@ -31,6 +31,8 @@ SELECT w.relation, w.trigger, t.tgenabled IS NOT NULL AS is_there, coalesce(t.tg
 FROM (VALUES
     ('pggit.alert_delivery_queue', 'queue_after_insert'), ('pggit.alert_delivery_queue', 'queue_a_void_lease'),
     ('pggit.alert_delivery_queue', 'queue_b_revive'), ('pggit.alert_delivery_queue', 'queue_after_update'),
+    ('pggit.alert_delivery_queue', 'queue_after_leaving'), ('pggit.alert_delivery_queue', 'queue_after_delete'),
+    ('pggit.webhook', 'webhook_before_ordering_insert'), ('pggit.webhook', 'webhook_before_ordering_update'),
     ('pggit.webhook', 'webhook_before_change'), ('pggit.webhook', 'webhook_after_change'),
     ('pggit.webhook', 'webhook_after_remove'), ('pggit.webhook_secret', 'webhook_secret_after_change'),
     ('pggit.webhook_health_metrics', 'health_after_reset'),
