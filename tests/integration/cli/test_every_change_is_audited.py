@@ -13,6 +13,7 @@ from pggit_reactor.testing.database import DatabaseTemplate, ReactorDatabase
 
 CHANGES_NOTHING = {
     "demo", "up", "worker", "doctor", "psql", "url check", "completion", "key new", "key status",
+    "key url-key", "receiver check",
     "webhook list", "webhook show", "delivery list", "delivery show", "delivery explain", "route list",
     "route explain", "queue stats", "audit list", "audit verify", "audit export",
 }  # fmt: skip
@@ -20,6 +21,7 @@ CHANGES_NOTHING = {
 AUDITED_ELSEWHERE = {
     "migrate": "below, for it needs an older schema",
     "webhook import-phase7": "tests/integration/cli/test_webhook_import.py, with phase 7's tables",
+    "key rotate": "tests/integration/cli/test_key_rotate.py, with two keys",
     "webhook test": "tests/integration/cli/test_webhook_trial.py, with a receiver",
 }
 # In an order in which each can be done. {w}: a webhook, {d}: a delivery.
@@ -27,6 +29,7 @@ CHANGES = [
     ("webhook add", ["{hook}", "--name", "a"], {"webhook_added", "secret_added", "key_added"}),
     ("webhook show", ["a", "--reveal"], {"url_decrypted", "secret_revealed"}),
     ("webhook set", ["a", "burst=7"], {"webhook_changed"}),
+    ("webhook rotate-secret", ["a"], {"secret_rotated"}),
     ("webhook pause", ["a"], {"webhook_paused"}),
     ("webhook resume", ["a"], {"webhook_resumed"}),
     ("webhook disable", ["a"], {"webhook_disabled"}),
