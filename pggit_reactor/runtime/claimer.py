@@ -15,6 +15,7 @@ from typing import Final
 import attrs
 import trio
 
+from pggit_reactor.core.breaker import Phase
 from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
 from pggit_reactor.db.claims import (
     NOT_LOOKED,
@@ -67,6 +68,8 @@ CONCURRENCY_GUESS: Final = 32
 """Before a first claim told the true one; the claim statement knows it."""
 CONCURRENCIES_MAX: Final = 50_000
 WEIGHT_GUESS: Final = 1
+GROWTH_SECONDS: Final = 1.0
+"""In a slow start the concurrency that a claim told is asked for again after this, though no slot be free by it."""
 
 _NO_SLACK: Final = frozenset({HeldBy.TOKENS, HeldBy.BUSY, HeldBy.LIMITS})
 
@@ -144,6 +147,8 @@ class Claimer:
     _ordered: set[WebhookId] = attrs.field(factory=set, init=False)
     """As of their last claim."""
     _weights: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
+    _growing: dict[WebhookId, float] = attrs.field(factory=dict, init=False)
+    """Until when their concurrency may be believed."""
     gate: GateKeeper = attrs.field(
         default=attrs.Factory(lambda self: GateKeeper(on_open=self.metrics.gate_opened), takes_self=True),
         init=False,
@@ -324,6 +329,8 @@ class Claimer:
         return want
 
     def _concurrency_of(self, webhook_id: WebhookId) -> int:
+        if self._growing and self._growing.get(webhook_id, math.inf) <= trio.current_time():
+            return CONCURRENCY_GUESS
         return self.learned.allowed(webhook_id, self._concurrency.get(webhook_id, CONCURRENCY_GUESS))
 
     async def _poll(self) -> None:
@@ -406,6 +413,7 @@ class Claimer:
         if len(self._concurrency) > CONCURRENCIES_MAX:
             self._concurrency.clear()
             self._weights.clear()
+            self._growing.clear()
         if len(self._ordered) > CONCURRENCIES_MAX:
             self._ordered.clear()
         got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
@@ -449,6 +457,14 @@ class Claimer:
             self.look_around()  # Which gives it one.
         elif found.held_by is None and got >= asked and not found.has_said_all:
             self._hot.put_back([webhook_id])  # It gave all that was asked for, and so may have more.
+        if found.held_by is HeldBy.PROBE and got:
+            self.metrics.breaker_turned(Phase.HALF_OPEN)
+            _log.info("breaker_half_open", webhook_id=webhook_id)
+        if found.grows:
+            self._growing[webhook_id] = now + GROWTH_SECONDS
+            self._hot.mark_at(webhook_id, now + GROWTH_SECONDS)
+        else:
+            self._growing.pop(webhook_id, None)
         if at is not None:
             slack = 0.0 if found.held_by in _NO_SLACK else TIMER_SLACK_SECONDS
             self._hot.mark_at(webhook_id, at + slack)

@@ -46,7 +46,7 @@ FROM (
     FROM pg_proc AS p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
     WHERE p.pronamespace = 'pggit'::regnamespace AND a.grantee = 0 AND p.prosecdef
         -- Callers of the original may call these.
-        AND p.proname NOT IN ('get_webhook_decrypted', 'webhooks_on_hold', 'webhooks_in_order', 'observer_queue_alert')
+        AND p.proname NOT IN ('get_webhook_decrypted', 'webhooks_on_hold', 'webhooks_in_order', 'follow_breaker', 'observer_queue_alert')
     UNION ALL
     SELECT 'schema pggit', a.privilege_type
     FROM pg_namespace AS n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
@@ -77,7 +77,8 @@ FROM (VALUES
     ('pggit.alert_delivery_queue', 'queue_after_revive'), ('pggit.alert_delivery_queue', 'queue_after_leaving'),
     ('pggit.alert_delivery_queue', 'queue_audit_removal'), ('pggit.webhook', 'webhook_audited'),
     ('pggit.webhook', 'webhook_before_ordering_insert'), ('pggit.webhook', 'webhook_before_ordering_update'),
-    ('pggit.webhook', 'webhook_after_rate_change'), ('pggit.webhook_secret', 'webhook_secret_audited'),
+    ('pggit.webhook', 'webhook_after_rate_change'), ('pggit.webhook_limit', 'webhook_limit_before_insert'),
+    ('pggit.webhook_secret', 'webhook_secret_audited'),
     ('pggit.webhook', 'webhook_before_change'), ('pggit.webhook', 'webhook_after_change'),
     ('pggit.webhook', 'webhook_after_remove'), ('pggit.webhook_secret', 'webhook_secret_after_change'),
     ('pggit.webhook', 'webhook_after_insert'), ('pggit.webhook', 'webhook_before_reseal'),
