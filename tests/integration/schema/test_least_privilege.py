@@ -208,4 +208,9 @@ async def test_every_function_that_runs_as_its_owner_says_to_whom_it_is_granted(
     )
 
     # Old workers call these; they tell a webhook's id, and nothing of it.
-    assert sorted(open_to_all) == [("follow_breaker",), ("get_webhook_decrypted",), ("webhooks_in_order",), ("webhooks_on_hold",)]
+    assert sorted(open_to_all) == [
+        ("follow_breaker",),
+        ("get_webhook_decrypted",),
+        ("webhooks_in_order",),
+        ("webhooks_on_hold",),
+    ]

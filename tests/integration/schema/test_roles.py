@@ -269,7 +269,12 @@ async def test_the_public_may_read_the_gate_and_nothing_else(reactor_database):
 
     # Old workers call these with rights of pgGit's time: they tell which ids are registered, on hold, or in order, and make
     # the limits say what the health rows, which old workers write, say already.
-    of_old_workers = [("follow_breaker",), ("get_webhook_decrypted",), ("webhooks_in_order",), ("webhooks_on_hold",)]
+    of_old_workers = [
+        ("follow_breaker",),
+        ("get_webhook_decrypted",),
+        ("webhooks_in_order",),
+        ("webhooks_on_hold",),
+    ]
     assert (tables, sorted(definers)) == ([("reactor_gate", "SELECT")], of_old_workers)
     assert not await reactor_database.fetch_value("SELECT has_schema_privilege('public', 'pggit', 'USAGE')")
 
