@@ -164,6 +164,8 @@ class ClaimedDelivery:
     expired: bool
     is_limited: bool = False
     """It took a token: an attempt that begins much later than its claim would be one too many in some window."""
+    is_probe: bool = False
+    """The one attempt that a half-open circuit breaker lets through."""
     headers_json: str | None = attrs.field(default=None, repr=False)
     event_type: str | None = None
     traceparent: str | None = None

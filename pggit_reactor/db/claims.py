@@ -9,12 +9,12 @@ from typing import Final
 
 import attrs
 
-from pggit_reactor.core import token_bucket
+from pggit_reactor.core import breaker, token_bucket
 from pggit_reactor.core.delivery_uid import delivery_uid
 from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, LeaseToken, State, WebhookId
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.hot import HotStatement, integers
-from pggit_reactor.db.statements import statements
+from pggit_reactor.db.statements import filled, statements
 
 INLINE_BODY_BYTES_MAX: Final = 65_536
 """Larger bodies do not come with the claim: they are fetched one by one under the byte budget."""
@@ -24,16 +24,10 @@ _BIGINTS: Final = 1 << 63
 
 _SQL = statements("claim")
 PLAIN_CLAIM: Final = HotStatement.of(
-    _SQL["claim"]
-    .replace("/* hot */", _SQL["hot_plain"])
-    .replace("/* spent */", "")
-    .replace("/* webhooks */", _SQL["webhooks_plain"])
+    filled(_SQL["claim"], hot=_SQL["hot_plain"], webhooks=_SQL["webhooks_plain"])
 )
 LIMITED_CLAIM: Final = HotStatement.of(
-    _SQL["claim"]
-    .replace("/* hot */", _SQL["hot_limited"])
-    .replace("/* spent */", f", {_SQL['spent']}")
-    .replace("/* webhooks */", _SQL["webhooks_limited"])
+    filled(_SQL["claim"], hot=_SQL["hot_limited"], spent=_SQL["spent"], webhooks=_SQL["webhooks_limited"])
 )
 # Named here, so that tests of plans explain what is run.
 LIMITS: Final[Mapping[str, str]] = MappingProxyType(
@@ -44,6 +38,8 @@ LIMITS: Final[Mapping[str, str]] = MappingProxyType(
         "disorder_seconds": str(token_bucket.DISORDER_SECONDS_MAX),
         "tolerance": str(token_bucket.TOLERANCE),
         "wake_seconds": str(token_bucket.WAKE_SECONDS_MIN),
+        "recovery_seconds": str(breaker.RECOVERY_SECONDS),
+        "recovery_share": str(breaker.RECOVERY_SHARE_MIN),
     }
 )
 
@@ -52,13 +48,15 @@ class HeldBy(StrEnum):
     """What keeps a webhook from being claimed further; the words of the claim statement."""
 
     BLOCKED = "blocked"
-    """For a time: paused, or asked for by its receiver."""
+    """For a time: paused, its breaker open, or asked for by its receiver."""
     BUSY = "busy"
     """Another worker is claiming it at this moment."""
     MISSING = "missing"
     """Its limit row is missing: until it has one, it has no tokens."""
     TOKENS = "tokens"
     """It has no more tokens."""
+    PROBE = "probe"
+    """Its breaker is half-open, and the one attempt that may be made is under way: ours, if we got a row."""
     LIMITS = "limits"
     """It has limits, and the claim was a plain one."""
 
@@ -69,6 +67,8 @@ class ClaimedWebhook:
 
     concurrency: int
     """How many attempts of it a worker may run at once."""
+    grows: bool
+    """The concurrency is that of a slow start: it is more from moment to moment."""
     is_limited: bool
     """A plain claim would not get any of it."""
     held_by: HeldBy | None
@@ -122,18 +122,22 @@ async def claim(
     deliveries: list[ClaimedDelivery] = []
     webhooks: dict[WebhookId, ClaimedWebhook] = {}
     limited: set[WebhookId] = set()
+    probed: set[WebhookId] = set()
     taken_over = 0
     # The rows that speak of webhooks come last.
     for row in reversed(rows):
         if row[1] is None:
             webhooks[row[0]] = ClaimedWebhook(
                 concurrency=row[3],
-                is_limited=row[13] or row[4] == HeldBy.LIMITS,
+                grows=bool(row[7]),
+                is_limited=row[13],
                 held_by=None if row[4] is None else HeldBy(row[4]),
                 ask_again_seconds=row[18],
             )
-            if row[13]:
+            if row[17]:
                 limited.add(row[0])
+            if row[4] == HeldBy.PROBE:
+                probed.add(row[0])
             continue
         taken_over += row[17]
         deliveries.append(
@@ -157,6 +161,7 @@ async def claim(
                 event_type=row[15],
                 traceparent=row[16],
                 is_limited=row[0] in limited,
+                is_probe=row[0] in probed,
             )
         )
     return Claim(deliveries=tuple(reversed(deliveries)), webhooks=webhooks, taken_over=taken_over)
@@ -188,7 +193,9 @@ async def release(connection: TrioConnection, deliveries: Sequence[ClaimedDelive
             "lease_tokens": [delivery.lease_token for delivery in deliveries],
         },
     )
-    return cursor.rowcount
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 async def take_token(connection: TrioConnection, webhook_id: WebhookId) -> bool:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import LiteralString
 
 _HEAD = re.compile(r"^-- name: ([a-z][a-z0-9_]*)\s*$", re.MULTILINE)
+_MARK = re.compile(r"/\* [a-z_]+ \*/")
 
 
 @cache
@@ -28,6 +29,20 @@ def statements(subject: str) -> MappingProxyType[str, LiteralString]:
     if len(found) != len(named):
         raise ValueError(f"db/sql/{subject}.sql names a statement twice")
     return MappingProxyType(found)
+
+
+def filled(template: LiteralString, **parts: LiteralString) -> LiteralString:
+    """Return *template* with each mark ``/* name */`` replaced by the part of that name, and by nothing where there is
+    none: a statement that comes in several forms.
+
+    Raises `ValueError` for a part without a place.
+    """
+    for name, part in parts.items():
+        mark = f"/* {name} */"
+        if mark not in template:
+            raise ValueError(f"the statement has no place for {name}")
+        template = template.replace(mark, part)
+    return _MARK.sub("", template)
 
 
 def _bare(body: str) -> LiteralString:

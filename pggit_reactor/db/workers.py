@@ -7,6 +7,7 @@ from typing import Final
 
 import attrs
 
+from pggit_reactor.core.breaker import RECOVERY_SECONDS, Phase
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
 
@@ -38,6 +39,8 @@ class Figures:
     notification_queue_usage: float
     paused_unopenable: int
     unknown_webhook_rows: int
+    breakers: Mapping[str, int]
+    """Webhooks by the state of their circuit breaker, but for those that are simply closed."""
 
 
 async def heartbeat(
@@ -93,8 +96,9 @@ async def add_audit_partitions(connection: TrioConnection) -> int:
 
 async def read_figures(connection: TrioConnection) -> Figures:
     """Read what the gauges that come from the database show."""
-    bound = {"rows_max": FIGURES_ROWS_MAX}
+    bound: dict[str, float] = {"rows_max": FIGURES_ROWS_MAX}
     rows = await (await connection.execute(_SQL["queue_figures"], bound, prepare=True)).fetchall()
+    bound["recovery_seconds"] = RECOVERY_SECONDS
     side = await (await connection.execute(_SQL["side_figures"], bound, prepare=True)).fetchone()
     assert side is not None
     return Figures(
@@ -103,4 +107,5 @@ async def read_figures(connection: TrioConnection) -> Figures:
         notification_queue_usage=side[0],
         paused_unopenable=side[1],
         unknown_webhook_rows=side[2],
+        breakers={Phase.OPEN: side[3], Phase.HALF_OPEN: side[4], Phase.RECOVERING: side[5]},
     )

@@ -54,6 +54,7 @@ GAUGE_MERGE: Final[Mapping[str, Merge]] = MappingProxyType(
         "pggit_reactor_webhooks_paused_unopenable": Merge.MAX,
         "pggit_reactor_egress_relaxations": Merge.MAX,
         "pggit_reactor_unknown_webhook_rows": Merge.MAX,
+        "pggit_reactor_webhook_breakers": Merge.MAX,
         "pggit_reactor_build_info": Merge.MAX,
         "process_virtual_memory_bytes": Merge.SUM,
         "process_resident_memory_bytes": Merge.SUM,

@@ -36,6 +36,9 @@ WAITING_STATUSES: Final = ("pending", "retrying")
 """What `webhook_queue_depth` counts."""
 WAKE_CAUSES: Final = ("notify", "timer", "poll")
 
+BREAKER_STATES: Final = ("closed", "open", "half_open", "recovering")
+"""What `core.breaker.Phase` calls them."""
+
 _LEGACY_BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1, 2, 5)
 _LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 30, 300)
 _WAIT_BUCKETS: Final = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -165,6 +168,16 @@ class Metrics(Collector):
     def tokens_lost(self, count: int = 1) -> None:
         """Count tokens that were taken and not used, because an attempt could not begin in time."""
         self._tokens_lost.inc(count)
+
+    def breaker_turned(self, state: str) -> None:
+        """Count a breaker that this worker saw open, let a probe through, or close; *state* is of `BREAKER_STATES`."""
+        self._breaker_turns[state].inc()
+
+    def set_breakers(self, counts: Mapping[str, int]) -> None:
+        """Set how many webhooks have a breaker in each state but closed."""
+        for state in BREAKER_STATES:
+            if state != "closed":
+                self._breakers[state].set(counts.get(state, 0))
 
     def breaker_opened(self, webhook_id: int) -> None:
         """Count an opening of a circuit breaker."""
@@ -299,6 +312,13 @@ class Metrics(Collector):
         self._tokens_lost = self._counter(
             "tokens_lost_total", "Tokens taken for attempts that could not begin in time."
         )
+
+        turns = self._counter(
+            "breaker_transitions_total", "Circuit breakers that came into a state.", "state"
+        )
+        self._breaker_turns = _Children(turns, ("open", "half_open", "closed"))
+        breakers = self._gauge("webhook_breakers", "Webhooks whose breaker is not simply closed.", "state")
+        self._breakers = _Children(breakers, [state for state in BREAKER_STATES if state != "closed"])
 
     def _define_connections(self) -> None:
         wakeups = self._counter("wakeups_total", "Wake-ups of the claimer.", "cause")

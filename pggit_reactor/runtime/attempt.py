@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import attrs
 
 from pggit_reactor.core.backoff import Backoff
+from pggit_reactor.core.breaker import vote_of
 from pggit_reactor.core.headers import parse_extra_headers
 from pggit_reactor.core.model import (
     Answer,
@@ -107,6 +108,7 @@ def _settled(
         delivery,
         decision,
         attempted=verdict is not Verdict.REFUSED,
+        vote=vote_of(verdict),
         http_status=result.outcome.status if isinstance(result.outcome, Answer) else 0,
         elapsed_seconds=result.elapsed_seconds,
         error=error,

@@ -15,6 +15,7 @@ from typing import Final
 import attrs
 import trio
 
+from pggit_reactor.core.breaker import Phase
 from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
 from pggit_reactor.db.claims import Claim, ClaimedWebhook, HeldBy, adopt_unknown, claim, discover
 from pggit_reactor.db.connect import TrioConnection
@@ -56,6 +57,8 @@ STOPPED_PAUSE_SECONDS: Final = 0.25
 CONCURRENCY_GUESS: Final = 32
 """Before a first claim told the true one; the claim statement knows it."""
 CONCURRENCIES_MAX: Final = 50_000
+GROWTH_SECONDS: Final = 1.0
+"""In a slow start the concurrency that a claim told is asked for again after this, though no slot be free by it."""
 
 _NO_SLACK: Final = frozenset({HeldBy.TOKENS, HeldBy.BUSY, HeldBy.LIMITS})
 
@@ -125,6 +128,8 @@ class Claimer:
     draining: bool = False
     _woken_at: float = attrs.field(default=0.0, init=False)
     _concurrency: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
+    _growing: dict[WebhookId, float] = attrs.field(factory=dict, init=False)
+    """Until when their concurrency may be believed."""
     gate: GateKeeper = attrs.field(
         default=attrs.Factory(lambda self: GateKeeper(on_open=self.metrics.gate_opened), takes_self=True),
         init=False,
@@ -279,6 +284,8 @@ class Claimer:
         return budgets
 
     def _concurrency_of(self, webhook_id: WebhookId) -> int:
+        if self._growing and self._growing.get(webhook_id, math.inf) <= trio.current_time():
+            return CONCURRENCY_GUESS
         return self._concurrency.get(webhook_id, CONCURRENCY_GUESS)
 
     async def _poll(self) -> None:
@@ -358,6 +365,7 @@ class Claimer:
             _log.warning("expired_leases_taken_over", count=claimed.taken_over)
         if len(self._concurrency) > CONCURRENCIES_MAX:
             self._concurrency.clear()
+            self._growing.clear()
         got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
         for webhook_id, found in claimed.webhooks.items():
             self._concurrency[webhook_id] = found.concurrency
@@ -376,6 +384,14 @@ class Claimer:
             self.look_around()  # Which gives it one.
         elif found.held_by is None and got >= asked:
             self._hot.mark([webhook_id])  # It gave all that was asked for, and so may have more.
+        if found.held_by is HeldBy.PROBE and got:
+            self.metrics.breaker_turned(Phase.HALF_OPEN)
+            _log.info("breaker_half_open", webhook_id=webhook_id)
+        if found.grows:
+            self._growing[webhook_id] = now + GROWTH_SECONDS
+            self._hot.mark_at(webhook_id, now + GROWTH_SECONDS)
+        else:
+            self._growing.pop(webhook_id, None)
         if at is not None:
             slack = 0.0 if found.held_by in _NO_SLACK else TIMER_SLACK_SECONDS
             self._hot.mark_at(webhook_id, at + slack)

@@ -7,8 +7,9 @@ from typing import Final
 import attrs
 import trio
 
+from pggit_reactor.core.breaker import Phase
 from pggit_reactor.core.model import Phases, State
-from pggit_reactor.db.settle import Settlement, SettleReport
+from pggit_reactor.db.settle import BreakerChange, Settlement, SettleReport
 from pggit_reactor.observability.logs import Logger, get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.fanout import Finished
@@ -37,8 +38,12 @@ class Timeline:
             if item.attempted:
                 status = item.decision.state.value
                 self.metrics.attempt_settled(item.webhook_id, status, item.elapsed_seconds)
+            if item.decision.webhook_hold_seconds is not None:
+                self.metrics.rate_limited(item.webhook_id)
             if self.debug or item.decision.state is not State.DELIVERED:
                 self._log(item)
+        for change in report.breakers:
+            self._breaker(change)
         if report.fenced:
             for item in report.fenced:
                 self._kept.pop(item.delivery_id, None)
@@ -46,6 +51,15 @@ class Timeline:
             self.log.warning(
                 "outcomes_fenced", delivery_ids=[item.delivery_id for item in report.fenced[:20]]
             )
+
+    def _breaker(self, change: BreakerChange) -> None:
+        if change.open_seconds is None:
+            self.metrics.breaker_turned(Phase.CLOSED)
+            self.log.info("breaker_closed", webhook_id=change.webhook_id)
+            return
+        self.metrics.breaker_turned(Phase.OPEN)
+        self.metrics.breaker_opened(change.webhook_id)
+        self.log.warning("breaker_opened", webhook_id=change.webhook_id, open_seconds=change.open_seconds)
 
     def _log(self, item: Settlement) -> None:
         decision = item.decision

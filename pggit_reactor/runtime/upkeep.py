@@ -116,3 +116,4 @@ class Upkeep:
         self.metrics.set_notification_queue_usage(figures.notification_queue_usage)
         self.metrics.set_webhooks_paused_unopenable(figures.paused_unopenable)
         self.metrics.set_unknown_webhook_rows(figures.unknown_webhook_rows)
+        self.metrics.set_breakers(figures.breakers)

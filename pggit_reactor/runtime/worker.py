@@ -320,6 +320,9 @@ class Worker:
 
     def _settled(self, report: SettleReport) -> None:
         self._timeline.settled(report)
+        closed = [change.webhook_id for change in report.breakers if change.open_seconds is None]
+        if closed:
+            self.claimer.hint(closed)  # Others are notified.
         for item in report.settled:
             if item.decision.state is State.RETRYING and item.decision.delay_seconds is not None:
                 self.claimer.schedule(item.webhook_id, item.decision.delay_seconds)

@@ -102,6 +102,15 @@ class Rig:
         sealer = Sealer(Keyring.parse(Secret(MASTER_KEY)))
         return sealer.seal(url.encode(), place=url_place(webhook_id))
 
+    async def never_open_breakers(self) -> None:
+        """Let no circuit breaker open, for tests about something else that lets a receiver fail again and again."""
+        await self.database.execute(
+            "CREATE OR REPLACE FUNCTION pggit.breaker_after(INOUT failures integer,"
+            " INOUT window_started_at timestamptz, INOUT window_attempts integer, INOUT window_failures integer,"
+            " INOUT opened_at timestamptz, INOUT opens integer, INOUT closed_at timestamptz,"
+            " votes text, probe_vote text) LANGUAGE plpgsql AS 'BEGIN END'"
+        )
+
     async def insert(self, webhook_id: int, count: int = 1, *, body: object = None) -> list[int]:
         """INSERT deliveries as any producer would, in one statement; return their ids in order."""
         rows = await self.database.fetch(

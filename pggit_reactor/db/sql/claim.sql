@@ -48,7 +48,7 @@ claimed AS (
     FROM picked AS p
     WHERE q.delivery_id = p.delivery_id
     RETURNING q.*, p.taken_over, p.revision
-)/* spent */
+) /* spent */
 SELECT
     c.webhook_id,
     c.delivery_id,
@@ -108,14 +108,17 @@ hot AS MATERIALIZED (
     JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
     LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
     CROSS JOIN LATERAL (SELECT CASE
-        WHEN l.blocked_until > now() THEN 'blocked' WHEN w.rate_per_s > 0 THEN 'limits' END AS held_by) AS v
+        WHEN l.blocked_until > now() THEN 'blocked'
+        WHEN w.rate_per_s > 0 OR l.breaker_until IS NOT NULL
+            OR l.recovering_since > now() - make_interval(secs => %(recovery_seconds)s) THEN 'limits' END AS held_by) AS v
 )
 
 -- name: webhooks_plain
--- Of a webhook: its concurrency, what holds it back, whether its attempts take tokens, and in how many seconds it is worth
--- asking again.
+-- Of a webhook: its concurrency, what holds it back, whether a plain claim gets none of it, and in how many seconds it is
+-- worth asking again.
 SELECT
-    h.webhook_id, NULL, NULL, h.concurrency, h.held_by, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false, NULL, NULL, NULL, NULL,
+    h.webhook_id, NULL, NULL, h.concurrency, h.held_by, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    coalesce(h.held_by = 'limits', false), NULL, NULL, NULL, NULL,
     CASE WHEN h.held_by = 'blocked' THEN
         CASE WHEN h.blocked_until < now() + interval '1 day' THEN extract(epoch FROM h.blocked_until - now())::float8 END
     WHEN h.priorities <> '{}' THEN (
@@ -131,31 +134,50 @@ SELECT
 FROM hot AS h
 
 -- name: hot_limited
--- Of a webhook with a rate the limit row is locked before it is read, and no more rows are taken than there are tokens
--- (core/token_bucket.py is the same arithmetic). Nobody waits for that lock: who loses gets the id back as busy.
+-- Of a webhook with a rate, or whose breaker is not closed, the limit row is locked before it is read. No more rows are taken
+-- than there are tokens (core/token_bucket.py is the same arithmetic), and one where the breaker is half-open: the probe.
+-- Nobody waits for that lock: who loses gets the id back as busy.
 asked AS MATERIALIZED (
     SELECT
-        h.webhook_id,
-        h.budget,
-        h.in_flight,
-        w.concurrency,
-        w.revision,
-        now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
-        CASE WHEN w.rate_per_s > 0 THEN least(greatest(w.rate_per_s, %(rate_min)s), %(rate_max)s)::float8 END AS rate,
-        w.burst,
-        l.webhook_id IS NULL AS is_missing,
-        CASE WHEN l.blocked_until > now() THEN l.blocked_until END AS blocked_until
-    FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[])
-        AS h (webhook_id, budget, in_flight)
-    JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
-    LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
+        a.*,
+        greatest(1, floor(a.whole_concurrency * a.share))::integer AS concurrency,
+        a.whole_rate * a.share AS rate,
+        a.whole_rate IS NOT NULL OR a.is_half_open AS takes_lock
+    FROM (
+        SELECT
+            h.webhook_id,
+            h.budget,
+            h.in_flight,
+            w.concurrency AS whole_concurrency,
+            w.revision,
+            now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
+            CASE WHEN w.rate_per_s > 0 THEN least(greatest(w.rate_per_s, %(rate_min)s), %(rate_max)s)::float8 END AS whole_rate,
+            w.burst,
+            l.webhook_id IS NULL AS is_missing,
+            CASE WHEN l.blocked_until > now() THEN l.blocked_until END AS blocked_until,
+            l.breaker_until IS NOT NULL AS is_half_open,
+            -- The slow start of Breaker.share in core/breaker.py.
+            CASE WHEN abs(extract(epoch FROM now() - l.recovering_since)) < %(recovery_seconds)s
+                 THEN %(recovery_share)s + (1 - %(recovery_share)s::float8)
+                      * greatest(0, extract(epoch FROM now() - l.recovering_since)::float8) / %(recovery_seconds)s
+                 ELSE 1 END AS share
+        FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[])
+            AS h (webhook_id, budget, in_flight)
+        JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
+        LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
+        OFFSET 0
+    ) AS a
 ),
 -- As they are now that they are locked, not as they were when the statement began.
 locked AS MATERIALIZED (
-    SELECT l.webhook_id, l.bucket_tat, CASE WHEN l.blocked_until > now() THEN l.blocked_until END AS blocked_until
+    SELECT
+        l.webhook_id, l.bucket_tat,
+        CASE WHEN l.blocked_until > now() THEN l.blocked_until END AS blocked_until,
+        l.breaker_until IS NOT NULL AS is_half_open,
+        CASE WHEN l.probe_until > now() THEN l.probe_until END AS probe_until
     FROM pggit.webhook_limit AS l
     WHERE l.webhook_id = ANY (ARRAY(
-        SELECT a.webhook_id FROM asked AS a WHERE a.rate IS NOT NULL AND a.blocked_until IS NULL))
+        SELECT a.webhook_id FROM asked AS a WHERE a.takes_lock AND a.blocked_until IS NULL))
     FOR NO KEY UPDATE SKIP LOCKED
 ),
 bucket AS MATERIALIZED (
@@ -165,10 +187,9 @@ bucket AS MATERIALIZED (
         CASE WHEN b.debt > b.size / b.rate + %(disorder_seconds)s THEN b.size / b.rate ELSE b.debt END AS missing
     FROM (
         SELECT
-            k.webhook_id,
-            k.blocked_until,
+            k.webhook_id, k.blocked_until, k.is_half_open, k.probe_until, k.bucket_tat,
             a.rate,
-            greatest(1, floor(least(a.burst, a.rate * %(fill_seconds)s))) AS size,
+            greatest(1, floor(least(a.burst, a.whole_rate * %(fill_seconds)s) * a.share)) AS size,
             -- Bounded, because infinity cannot be subtracted from.
             extract(epoch FROM greatest(least(coalesce(k.bucket_tat, now()), now() + interval '7000 days'), now())
                                - now())::float8 AS debt
@@ -201,39 +222,55 @@ hot AS MATERIALIZED (
             a.lease_until,
             v.held_by,
             greatest(a.blocked_until, b.blocked_until) AS blocked_until,
-            b.rate, b.size, b.missing, b.is_mended, t.tokens,
+            a.share < 1 AS grows, a.takes_lock,
+            b.rate, b.size, b.missing, b.is_mended, b.is_half_open, b.probe_until, b.bucket_tat, t.tokens,
             -- The worker plans with the concurrency that an earlier claim told it, or with a guess.
-            CASE WHEN v.held_by IS NULL
-                 THEN greatest(least(a.budget, a.concurrency - a.in_flight, t.tokens), 0) ELSE 0 END AS budget
+            CASE WHEN v.held_by IS NULL THEN greatest(least(
+                a.budget, CASE WHEN b.is_half_open THEN 1 ELSE a.concurrency - a.in_flight END, t.tokens), 0)
+            ELSE 0 END AS budget
         FROM asked AS a
         LEFT JOIN bucket AS b ON b.webhook_id = a.webhook_id
         CROSS JOIN LATERAL (SELECT floor(b.size - b.missing * b.rate + %(tolerance)s)::integer AS tokens OFFSET 0) AS t
         CROSS JOIN LATERAL (SELECT CASE
             WHEN a.blocked_until IS NOT NULL OR b.blocked_until IS NOT NULL THEN 'blocked'
-            WHEN a.rate IS NOT NULL AND b.webhook_id IS NULL
-                THEN CASE WHEN a.is_missing THEN 'missing' ELSE 'busy' END END AS held_by OFFSET 0) AS v
+            WHEN a.takes_lock AND b.webhook_id IS NULL THEN CASE WHEN a.is_missing THEN 'missing' ELSE 'busy' END
+            WHEN b.is_half_open AND b.probe_until IS NOT NULL THEN 'probe' END AS held_by OFFSET 0) AS v
     ) AS h
 )
 
 -- name: spent
 -- On conflict and not an UPDATE: that would look for the row as it was when the statement began.
-spent AS (
-    INSERT INTO pggit.webhook_limit (webhook_id, bucket_tat)
-    SELECT h.webhook_id, now() + make_interval(secs => h.missing) + ceil(got.rows * 1000000 / h.rate) * interval '1 us'
+, spent AS (
+    INSERT INTO pggit.webhook_limit AS l (webhook_id, bucket_tat, probe_until, probe_token)
+    SELECT
+        h.webhook_id,
+        CASE WHEN h.rate IS NULL THEN coalesce(h.bucket_tat, now())
+             ELSE now() + make_interval(secs => h.missing) + ceil(got.rows * 1000000 / h.rate) * interval '1 us' END,
+        CASE WHEN h.is_half_open AND got.rows > 0 THEN h.lease_until END,
+        CASE WHEN h.is_half_open AND got.rows > 0 THEN %(lease_token)s::bigint END
     FROM hot AS h
-    CROSS JOIN LATERAL (SELECT count(*) AS rows FROM claimed AS c WHERE c.webhook_id = h.webhook_id AND h.rate IS NOT NULL) AS got
-    WHERE h.rate IS NOT NULL AND (got.rows > 0 OR h.is_mended)
-    ON CONFLICT (webhook_id) DO UPDATE SET bucket_tat = excluded.bucket_tat
+    CROSS JOIN LATERAL (SELECT count(*) AS rows FROM claimed AS c WHERE c.webhook_id = h.webhook_id AND h.takes_lock) AS got
+    WHERE h.takes_lock AND (got.rows > 0 OR h.is_mended)
+    ON CONFLICT (webhook_id) DO UPDATE SET
+        bucket_tat = excluded.bucket_tat,
+        probe_until = coalesce(excluded.probe_until, l.probe_until),
+        probe_token = coalesce(excluded.probe_token, l.probe_token)
+    RETURNING CASE WHEN l.probe_token = %(lease_token)s THEN
+        pggit.note_probe(l.webhook_id, split_part(%(instance)s, '#', 1), l.probe_until) END
 )
 
 -- name: webhooks_limited
--- As webhooks_plain. What holds it back may also be: busy, missing (no limit row), or tokens (there are no more).
+-- As webhooks_plain. What holds it back may also be: busy, missing (no limit row), tokens (there are no more), or probe (one
+-- is under way; it is this worker's if it got a row). `retry_count` says whether the concurrency grows, `taken_over` whether
+-- its attempts take tokens.
 SELECT
-    h.webhook_id, NULL, NULL, h.concurrency, f.held_by, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    h.rate IS NOT NULL, NULL, NULL, NULL, NULL,
+    h.webhook_id, NULL, NULL, h.concurrency, f.held_by, NULL, NULL, h.grows::integer, NULL, NULL, NULL, NULL, NULL,
+    h.takes_lock OR h.grows, NULL, NULL, NULL, h.rate IS NOT NULL,
     CASE f.held_by
         WHEN 'blocked' THEN
             CASE WHEN h.blocked_until < now() + interval '1 day' THEN extract(epoch FROM h.blocked_until - now())::float8 END
+        WHEN 'probe' THEN
+            extract(epoch FROM least(coalesce(h.probe_until, h.lease_until), now() + interval '1 day') - now())::float8
         WHEN 'tokens' THEN greatest(
             h.missing + (got.rows + 1 - h.size) / h.rate,
             least(%(wake_seconds)s, h.size / h.rate / 2))
@@ -248,15 +285,35 @@ SELECT
             ) AS n
         ) END END
 FROM hot AS h
-CROSS JOIN LATERAL (SELECT count(*) AS rows FROM claimed AS c WHERE c.webhook_id = h.webhook_id AND h.rate IS NOT NULL) AS got
-CROSS JOIN LATERAL (SELECT coalesce(h.held_by, CASE WHEN got.rows >= h.tokens THEN 'tokens' END) AS held_by OFFSET 0) AS f;
+CROSS JOIN LATERAL (SELECT count(*) AS rows FROM claimed AS c WHERE c.webhook_id = h.webhook_id AND h.takes_lock) AS got
+CROSS JOIN LATERAL (SELECT coalesce(h.held_by, CASE
+    WHEN h.is_half_open AND got.rows > 0 THEN 'probe' WHEN got.rows >= h.tokens THEN 'tokens' END) AS held_by OFFSET 0) AS f;
 
 -- name: release
--- Gives back what was claimed and not sent; the queue's own trigger NOTIFYs, since the row is due.
-UPDATE pggit.alert_delivery_queue AS q
-SET lease_token = NULL, lease_expires_at = NULL, leased_by = NULL
-FROM unnest(%(delivery_ids)s::bigint[], %(lease_tokens)s::bigint[]) AS mine (delivery_id, lease_token)
-WHERE q.delivery_id = mine.delivery_id AND q.lease_token = mine.lease_token;
+-- Gives back what was claimed and not sent; the queue's own trigger NOTIFYs, since the row is due. A probe that was not sent
+-- leaves its place to another.
+WITH released AS (
+    UPDATE pggit.alert_delivery_queue AS q
+    SET lease_token = NULL, lease_expires_at = NULL, leased_by = NULL
+    FROM unnest(%(delivery_ids)s::bigint[], %(lease_tokens)s::bigint[]) AS mine (delivery_id, lease_token)
+    WHERE q.delivery_id = mine.delivery_id AND q.lease_token = mine.lease_token
+    RETURNING q.webhook_id, mine.lease_token
+),
+probes AS MATERIALIZED (
+    SELECT l.webhook_id
+    FROM pggit.webhook_limit AS l
+    WHERE l.webhook_id = ANY (ARRAY(SELECT r.webhook_id FROM released AS r))
+        AND l.probe_token = ANY (%(lease_tokens)s::bigint[])
+    ORDER BY l.webhook_id
+    FOR NO KEY UPDATE
+),
+given_up AS (
+    UPDATE pggit.webhook_limit AS l
+    SET probe_until = NULL, probe_token = NULL
+    FROM probes AS p
+    WHERE l.webhook_id = p.webhook_id
+)
+SELECT count(*) FROM released;
 
 -- name: take_token
 -- One token more of a webhook's bucket, for an attempt that begins later than its claim allows; no row where there is none.
@@ -281,20 +338,20 @@ FROM pggit.alert_delivery_queue AS q
 WHERE q.delivery_id = %(delivery_id)s AND q.lease_token = %(lease_token)s;
 
 -- name: discover
--- Webhooks that may be sent to and have a row that is not leased and due, or will be within the horizon; and in how many
--- seconds. Walks webhook_limit, which is small, and probes the claim index: once where nothing waits, and a priority at
+-- Webhooks that may be sent to and have a row that is not leased and due, now or within the horizon; and in how many
+-- seconds, the end of what blocks them awaited. Walks webhook_limit, which is small, and probes the claim index: once where nothing waits, and a priority at
 -- a time where something does. The registry is asked about the latter only: most webhooks are idle or blocked.
 WITH waiting AS MATERIALIZED (
-    SELECT l.webhook_id
+    SELECT l.webhook_id, l.blocked_until
     FROM pggit.webhook_limit AS l
     CROSS JOIN LATERAL (
         SELECT FROM pggit.alert_delivery_queue AS q
         WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
         LIMIT 1
     ) AS something
-    WHERE l.blocked_until IS NULL OR l.blocked_until <= now()
+    WHERE l.blocked_until IS NULL OR l.blocked_until <= now() + make_interval(secs => %(horizon_seconds)s)
 )
-SELECT l.webhook_id, extract(epoch FROM due.first_at - now())::float8
+SELECT l.webhook_id, extract(epoch FROM greatest(due.first_at, l.blocked_until) - now())::float8
 FROM waiting AS l
 JOIN pggit.webhook AS w ON w.webhook_id = l.webhook_id AND w.state = 'active'
 CROSS JOIN LATERAL (

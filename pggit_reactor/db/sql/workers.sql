@@ -45,4 +45,13 @@ SELECT
             WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
             ORDER BY q.priority DESC, q.ready_at LIMIT %(rows_max)s
         ) AS q
-        WHERE l.unknown_since IS NOT NULL LIMIT %(rows_max)s) AS waiting);
+        WHERE l.unknown_since IS NOT NULL LIMIT %(rows_max)s) AS waiting),
+    b.open, b.half_open, b.recovering
+FROM (
+    SELECT
+        count(*) FILTER (WHERE l.breaker_until > now()) AS open,
+        count(*) FILTER (WHERE l.breaker_until <= now()) AS half_open,
+        count(*) FILTER (WHERE l.recovering_since BETWEEN now() - make_interval(secs => %(recovery_seconds)s) AND now())
+            AS recovering
+    FROM pggit.webhook_limit AS l
+) AS b;

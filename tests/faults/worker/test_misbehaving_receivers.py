@@ -53,6 +53,7 @@ CERTIFICATES = [certificate for certificate in Certificate if certificate is not
 async def run_beside_a_good_one(rig, bad_url: str) -> list[int]:
     """Deliver to both; return the bad one's rows, which have come to their end."""
     # Its own patience, so that a busy machine is not taken for harm.
+    await rig.never_open_breakers()
     good = await rig.add_webhook("/good", concurrency=8, attempt_timeout="10 s")
     bad = await rig.add_webhook(url=bad_url, concurrency=4)
     async with rig.worker(
@@ -160,6 +161,7 @@ async def test_a_thousand_rows_for_a_black_hole_delay_the_others_by_nothing(rig)
 
 
 async def test_evil_of_all_kinds_at_once_leaves_a_good_receiver_its_pace(rig):
+    await rig.never_open_breakers()
     good = await rig.add_webhook("/good", attempt_timeout="10 s")
     rows = []
     for number, behaviour in enumerate(ANSWERS.values()):

@@ -142,8 +142,8 @@ async def test_a_requeued_row_wakes_the_worker_without_the_poll(rig, status: int
 
 async def test_a_row_that_is_made_due_sooner_wakes_the_worker_without_the_poll(rig):
     webhook_id = await rig.add_webhook()
-    rig.receiver.script("/hook", answer(503, [("Retry-After", "3000")]))
-    async with rig.worker(WORKER_POLL_SECONDS=600):
+    rig.receiver.script("/hook", answer(503))
+    async with rig.worker(WORKER_POLL_SECONDS=600, DELIVERY_BACKOFF_BASE_SECONDS=600):
         (delivery_id,) = await rig.insert(webhook_id)
         await rig.until_status(delivery_id, "retrying")
         await rig.database.execute("UPDATE pggit.alert_delivery_queue SET next_retry_at = now()")

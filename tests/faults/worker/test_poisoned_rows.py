@@ -97,6 +97,7 @@ async def test_poisons_together_stop_nothing(rig):
 
 
 async def test_hostile_counts_do_not_break_the_way_of_a_failing_row(rig):
+    await rig.never_open_breakers()
     webhook_id = await rig.add_webhook("/down", max_attempts=None)
     rig.receiver.default = answer(500)
     async with rig.worker():

@@ -24,6 +24,7 @@ async def attempts_of(rig, count: int) -> list[float]:
 
 
 async def test_retries_come_within_their_jitter_bounds_and_never_early(rig):
+    await rig.never_open_breakers()
     webhook_id = await rig.add_webhook()
     rig.receiver.default = answer(500)
     async with rig.worker(WORKER_POLL_SECONDS=600, DELIVERY_BACKOFF_BASE_SECONDS=BASE_SECONDS):
@@ -47,6 +48,7 @@ async def test_retries_come_within_their_jitter_bounds_and_never_early(rig):
 
 async def test_no_retry_comes_before_the_time_that_its_row_tells(rig):
     """The times are the database's, and so is the comparison: it stamps each attempt when it is settled."""
+    await rig.never_open_breakers()
     webhook_id = await rig.add_webhook()
     rig.receiver.default = answer(500)
     await rig.database.execute("CREATE TABLE pggit.test_due (delivery_id bigint, due timestamptz)")

@@ -10,7 +10,7 @@ import attrs
 import psycopg
 import pytest
 
-from pggit_reactor.db import claims
+from pggit_reactor.db import claims, settle
 from pggit_reactor.db.hot import HotStatement
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS
 from pggit_reactor.db.statements import statements
@@ -132,32 +132,34 @@ class Explainer:
         statement = claims.PLAIN_CLAIM if plain else claims.LIMITED_CLAIM
         return self.explain_hot("claim", "claim", statement, bound)
 
-    def settle(self, token: int, delivery_ids: list[int]) -> Plan:
-        """Explain a settle that says: delivered."""
+    def settle(self, token: int, delivery_ids: list[int], *, answers: bool = True) -> Plan:
+        """Explain a settle that says: delivered; or, where these are not *answers* alone, failed by timeout."""
         every = {
-            "statuses": "delivered",
-            "delay_seconds": None,
+            "statuses": "delivered" if answers else "retrying",
+            "delay_seconds": None if answers else 30,
             "retry_steps": 0,
             "crash_steps": 0,
             "attempts": True,
-            "http_statuses": 200,
+            "http_statuses": 200 if answers else 0,
             "elapsed_ms": 20.0,
             "errors": None,
             "excerpts": None,
             "failed_reasons": None,
             "uids": "00000000-0000-8000-8000-000000000000",
             "disables": False,
+            "votes": "a" if answers else "f",
+            "probes": False,
+            "hold_seconds": None,
         }
         many = {name: [value] * len(delivery_ids) for name, value in every.items()}
-        return self.explain(
-            "settle",
-            "settle",
-            "settle",
-            delivery_ids=delivery_ids,
-            lease_tokens=[token] * len(delivery_ids),
-            worker_id="a worker",
+        bound = {
+            "delivery_ids": delivery_ids,
+            "lease_tokens": [token] * len(delivery_ids),
+            "worker_id": "a worker",
             **many,
-        )
+        }
+        statement = settle.ANSWERS_SETTLE if answers else settle.ANY_SETTLE
+        return self.explain_hot("settle", "settle", statement, bound)
 
     def close(self) -> None:
         """Close all sessions."""
