@@ -267,8 +267,8 @@ async def test_the_public_may_read_the_gate_and_nothing_else(reactor_database):
         " AND has_function_privilege('public', p.oid, 'EXECUTE')"
     )
 
-    # Old workers call these with rights of pgGit's time: they tell which ids are registered, on hold, or in order, and make
-    # the limits say what the health rows, which old workers write, say already.
+    # Old workers call these with rights of pgGit's time: they tell which ids are registered, on hold, or in order, and
+    # make the limits say what the health rows, which old workers write, say already.
     of_old_workers = [
         ("follow_breaker",),
         ("get_webhook_decrypted",),

@@ -279,25 +279,29 @@ def test_claims_and_settles_do_what_the_breaker_of_the_core_says(dsn, commands):
 
 
 PROBE = [("claim", 8), ("settle probe", "a")]
-
-
-@pytest.mark.parametrize(
-    "commands",
-    [
-        pytest.param([*OPEN, ("wait", 61.0), ("claim", 8), ("claim", 8), ("settle probe", "f"), ("wait", 61.0),
-                      ("claim", 8), ("wait", 61.0), *PROBE, ("claim", 8), ("wait", 31.0), ("claim", 8)], id="doubles"),
-        pytest.param([*OPEN, ("wait", 61.0), ("claim", 8), ("wait", 31.0), ("claim", 8), ("settle probe", "a"),
-                      ("claim", 8)], id="a lost probe is followed by another"),
-        pytest.param([*OPEN, ("wait", 61.0), ("claim", 8), ("settle probe", "throttled"), ("claim", 8), ("wait", 10.0),
-                      ("claim", 8), ("settle probe", "hold"), ("wait", 10.0), ("claim", 8), ("wait", 31.0), *PROBE],
-                     id="one that tells nothing"),
-        pytest.param([*OPEN, ("wait", 61.0), ("claim", 8), ("release", 8), ("claim", 8), ("settle probe", "a")],
-                     id="one that is given back"),
-        pytest.param([*OPEN, ("wait", 61.0), ("claim", 8), ("reset", None), ("claim", 8), ("settle", ["f"] * 8),
-                      ("settle probe", "a"), ("claim", 8)], id="one of before a reset"),
-        pytest.param([*OPEN, ("wait", 61.0), *PROBE, ("wait", 10.0), ("claim", 8), ("settle", ["f"] * 6), ("wait", 61.0),
-                      ("claim", 8), ("wait", 61.0), *PROBE], id="one that falls ill again in its slow start"),
+LATER = ("wait", 61.0)
+CLAIM = ("claim", 8)
+STORIES = {
+    "each opening is twice as long": [
+        *OPEN, LATER, CLAIM, CLAIM, ("settle probe", "f"), LATER, CLAIM, LATER, *PROBE, CLAIM, ("wait", 31.0), CLAIM,
     ],
-)  # fmt: skip
-def test_a_story_of_a_breaker(dsn, commands):
-    trio.run(play, dsn, commands)
+    "a lost probe is followed by another": [
+        *OPEN, LATER, CLAIM, ("wait", 31.0), CLAIM, ("settle probe", "a"), CLAIM,
+    ],
+    "a probe that tells nothing": [
+        *OPEN, LATER, CLAIM, ("settle probe", "throttled"), CLAIM, ("wait", 10.0), CLAIM, ("settle probe", "hold"),
+        ("wait", 10.0), CLAIM, ("wait", 31.0), *PROBE,
+    ],
+    "a probe that is given back": [*OPEN, LATER, CLAIM, ("release", 8), CLAIM, ("settle probe", "a")],
+    "a probe of before a reset": [
+        *OPEN, LATER, CLAIM, ("reset", None), CLAIM, ("settle", ["f"] * 8), ("settle probe", "a"), CLAIM,
+    ],
+    "ill again in its slow start": [
+        *OPEN, LATER, *PROBE, ("wait", 10.0), CLAIM, ("settle", ["f"] * 6), LATER, CLAIM, LATER, *PROBE,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_story_of_a_breaker(dsn, story):
+    trio.run(play, dsn, STORIES[story])

@@ -208,8 +208,8 @@ def test_the_legacy_update_that_resets_a_webhook_closes_its_breaker_without_a_sl
     attempt(session, *[500] * 5)
     session.execute("UPDATE pggit.webhook_limit SET probe_until = now() + interval '4 s', probe_token = 1")
     session.execute(
-        "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = 'healthy', last_check_at = now()"
-        " WHERE health_status <> 'healthy'"
+        "UPDATE pggit.webhook_health_metrics SET consecutive_failures = 0, health_status = 'healthy',"
+        " last_check_at = now() WHERE health_status <> 'healthy'"
     )
 
     assert limit(session, "num_nulls(breaker_until, probe_until, probe_token, recovering_since)") == 4

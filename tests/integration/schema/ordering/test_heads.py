@@ -6,7 +6,7 @@ import pytest
 
 from pggit_reactor.core.model import State
 from pggit_reactor.core.outcomes import Decision
-from pggit_reactor.db.claims import NOT_LOOKED, discover
+from pggit_reactor.db.claims import NOT_LOOKED, Claim, discover
 from pggit_reactor.db.embedded import open_embedded_postgres
 from pggit_reactor.testing.database import QUICK_SETTINGS, open_database
 
@@ -39,6 +39,10 @@ async def keyed(rows):
 async def claimed_ids(hand, budget: int = 10) -> list[int]:
     claimed = await hand.claim({WEBHOOK: budget})
     return [delivery.delivery_id for delivery in claimed.deliveries]
+
+
+def places_of(claimed: Claim) -> dict[int, str | None]:
+    return {webhook_id: webhook.place for webhook_id, webhook in claimed.webhooks.items()}
 
 
 async def looked(hand) -> dict[int, float]:
@@ -95,7 +99,7 @@ async def test_a_head_that_somebody_holds_locked_is_not_passed_by(reactor_databa
         claimed = await hand.claim({WEBHOOK: 10})
 
     assert claimed.deliveries == ()
-    assert 0 < claimed.next_due_seconds[WEBHOOK] < 1  # Nobody tells when he is done.
+    assert 0 < claimed.webhooks[WEBHOOK].ask_again_seconds < 1  # Nobody tells when he is done.
     assert await claimed_ids(hand) == [head]
 
 
@@ -106,7 +110,7 @@ async def test_a_head_that_can_never_be_due_holds_its_followers(rows, hand, orde
     await rows.queue(ordering_key="'a'")
     claimed = await hand.claim({WEBHOOK: 10})
 
-    assert (claimed.deliveries, claimed.next_due_seconds[WEBHOOK]) == ((), None)
+    assert (claimed.deliveries, claimed.webhooks[WEBHOOK].ask_again_seconds) == ((), None)
     assert await looked(hand) == {}
 
 
@@ -125,8 +129,8 @@ async def test_another_claimer_of_the_webhook_is_not_waited_for(reactor_database
         claimed = await second.claim({WEBHOOK: 5}, places={WEBHOOK: "k12"})
 
     assert claimed.deliveries == ()
-    assert claimed.places == {WEBHOOK: NOT_LOOKED + "k12"}
-    assert 0 < claimed.next_due_seconds[WEBHOOK] < 0.1
+    assert places_of(claimed) == {WEBHOOK: NOT_LOOKED + "k12"}
+    assert 0 < claimed.webhooks[WEBHOOK].ask_again_seconds < 0.1
 
 
 # ---- a bounded look at a time
@@ -139,7 +143,7 @@ async def test_keys_beyond_those_of_one_claim_get_their_turn(reactor_database, h
     while claims == 0 or place:
         claimed = await hand.claim({WEBHOOK: 10}, places={WEBHOOK: place})
         ids += claimed.deliveries
-        place = claimed.places[WEBHOOK]
+        place = claimed.webhooks[WEBHOOK].place
         claims += 1
 
     assert len(ids) == 1
@@ -149,28 +153,28 @@ async def test_keys_beyond_those_of_one_claim_get_their_turn(reactor_database, h
 async def test_a_budget_that_is_used_up_goes_on_behind_the_last_key(reactor_database, hand, keyed):
     await many(reactor_database, 30, "'key ' || mod(n, 10)")
     first = await hand.claim({WEBHOOK: 4})
-    second = await hand.claim({WEBHOOK: 4}, places=first.places)
-    third = await hand.claim({WEBHOOK: 4}, places=second.places)
+    second = await hand.claim({WEBHOOK: 4}, places=places_of(first))
+    third = await hand.claim({WEBHOOK: 4}, places=places_of(second))
 
     assert [len(claimed.deliveries) for claimed in (first, second, third)] == [4, 4, 2]
-    assert third.places == {WEBHOOK: ""}
+    assert places_of(third) == {WEBHOOK: ""}
 
 
 async def test_rows_without_a_key_beyond_those_of_one_claim_get_their_turn(reactor_database, hand, keyed):
     await many(reactor_database, KEYLESS_A_CLAIM + 1, "NULL", HOUR)
     await many(reactor_database, 1, "NULL")
     first = await hand.claim({WEBHOOK: 10})
-    second = await hand.claim({WEBHOOK: 10}, places=first.places)
+    second = await hand.claim({WEBHOOK: 10}, places=places_of(first))
 
     assert (len(first.deliveries), len(second.deliveries)) == (0, 1)
-    assert second.places == {WEBHOOK: ""}
+    assert places_of(second) == {WEBHOOK: ""}
 
 
 async def test_a_claim_that_is_allowed_nothing_keeps_its_place(rows, hand, keyed):
     await rows.queue(ordering_key="'a'")
     claimed = await hand.claim({WEBHOOK: 0}, places={WEBHOOK: "k5"})
 
-    assert (claimed.deliveries, claimed.places) == ((), {WEBHOOK: NOT_LOOKED + "k5"})
+    assert (claimed.deliveries, places_of(claimed)) == ((), {WEBHOOK: NOT_LOOKED + "k5"})
 
 
 # ---- when to come back
@@ -184,8 +188,8 @@ async def test_the_next_time_is_that_of_the_head_and_not_of_its_followers(rows, 
     claimed = await hand.claim({WEBHOOK: 10})
 
     assert claimed.deliveries == ()
-    assert claimed.next_due_seconds[WEBHOOK] == pytest.approx(100, abs=5)
-    assert claimed.places == {WEBHOOK: ""}
+    assert claimed.webhooks[WEBHOOK].ask_again_seconds == pytest.approx(100, abs=5)
+    assert places_of(claimed) == {WEBHOOK: ""}
 
 
 @BOTH
@@ -214,7 +218,7 @@ async def test_a_look_at_more_keys_than_it_counts_leaves_it_to_the_claim(reactor
 async def test_of_a_webhook_one_after_another_a_worker_runs_one(rows, hand):
     await rows.webhook(WEBHOOK, ordering="'webhook'", concurrency="32")
 
-    assert (await hand.claim({WEBHOOK: 10})).concurrency == {WEBHOOK: 1}
+    assert (await hand.claim({WEBHOOK: 10})).webhooks[WEBHOOK].concurrency == 1
 
 
 # ---- who ends a head wakes the workers
