@@ -21,7 +21,7 @@ from pggit_reactor.cli.webhook_secret import (
     shown_public,
     shown_secret,
 )
-from pggit_reactor.cli.webhook_state import disable, enable, pause, resume
+from pggit_reactor.cli.webhook_state import disable, enable, pause, reset, resume
 from pggit_reactor.cli.webhook_trial import test
 from pggit_reactor.core.model import SignatureAlgorithm
 from pggit_reactor.core.secret import Secret
@@ -50,7 +50,7 @@ def webhook() -> None:
     """
 
 
-for _command in (test, pause, resume, disable, enable, rotate_secret, import_phase7):
+for _command in (test, pause, resume, disable, enable, reset, rotate_secret, import_phase7):
     webhook.add_command(_command)
 
 

@@ -100,6 +100,27 @@ def enable(session: Session, which: int | str) -> None:
     )
 
 
+@click.command()
+@webhook_argument
+@_reason
+@pass_session
+def reset(session: Session, which: int | str, reason: str | None) -> None:
+    """Close a webhook's circuit breaker and forget its failures; it is sent to at once.
+
+    Ends its receiver's Retry-After and a slow start too. A receiver that is still ill opens the breaker again after
+    5 failures.
+
+    \b
+    Example: pggit-reactor webhook reset alerts --reason "they have mended it"
+    """
+    from pggit_reactor.db.operations import reset_webhook
+
+    _change(
+        session, which,
+        lambda connection, webhook_id: reset_webhook(connection, webhook_id, reason=reason, by=session.actor),
+    )  # fmt: skip
+
+
 def _change(session: Session, which: int | str, act: Callable[[TrioConnection, int], Awaitable[str]]) -> None:
     async def change() -> str:
         async with session.open_database() as connection:

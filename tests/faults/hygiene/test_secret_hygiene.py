@@ -275,6 +275,14 @@ async def change_everything(place, receiver) -> None:
         await place.command("delivery", *words, str(rows[-1][0]))
     await place.command("delivery", "show", str(rows[1][0]), "--json")
     await place.command("webhook", "remove", "garbage")
+    await place.command("webhook", "rotate-secret", "good", "--secret-file", "-", stdin=marked.plain_secret)
+    await place.command("webhook", "rotate-secret", "good", "--finish")
+    await place.command("webhook", "reset", "refusing")
+    await place.command("key", "rotate")
+    for words in (("audit", "list"), ("audit", "verify"), ("audit", "export"), ("queue", "stats")):
+        await place.command(*words)
+    await place.command("erase", "--webhook", "1")
+    await place.command("queue", "prune", "--delivered", "1d")
 
 
 async def examine(place, receiver) -> None:
@@ -305,9 +313,9 @@ async def test_commands_that_fail_at_debug_level_give_nothing_away(place):
 async def test_a_whole_life_at_debug_level_gives_nothing_away(place, start_worker):
     async with (
         open_receiver() as receiver,
-        open_receiver(authority=receiver._authority) as broken,
-        open_receiver(authority=receiver._authority, names=("elsewhere.example",)) as misnamed,
-        open_receiver(authority=receiver._authority, certificate=Certificate.UNTRUSTED) as untrusted,
+        open_receiver(authority=receiver.authority) as broken,
+        open_receiver(authority=receiver.authority, names=("elsewhere.example",)) as misnamed,
+        open_receiver(authority=receiver.authority, certificate=Certificate.UNTRUSTED) as untrusted,
     ):
         place.ca_file = receiver.ca_file
         broken.greeting = Greeting.REFUSE_HANDSHAKE

@@ -30,6 +30,7 @@ CHANGES = [
     ("webhook show", ["a", "--reveal"], {"url_decrypted", "secret_revealed"}),
     ("webhook set", ["a", "burst=7"], {"webhook_changed"}),
     ("webhook rotate-secret", ["a"], {"secret_rotated"}),
+    ("webhook reset", ["a"], {"webhook_reset"}),
     ("webhook pause", ["a"], {"webhook_paused"}),
     ("webhook resume", ["a"], {"webhook_resumed"}),
     ("webhook disable", ["a"], {"webhook_disabled"}),
