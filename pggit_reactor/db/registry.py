@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import attrs
 
+from pggit_reactor.core.breaker import RECOVERY_SECONDS
 from pggit_reactor.core.headers import check_extra_headers
 from pggit_reactor.core.model import Ordering, SignatureAlgorithm, SignatureScope, WebhookId
 from pggit_reactor.core.secret import Secret
@@ -150,6 +151,12 @@ class WebhookRecord:
     secrets: tuple[SecretRecord, ...]
     learned_concurrency: int | None
     """How many attempts at once a worker found it able to bear, of late; None: its concurrency."""
+    breaker: str
+    """Of its circuit breaker: a word of `core.breaker.Phase`."""
+    breaker_until: datetime | None
+    """Open until then, half-open after that."""
+    retry_after_until: datetime | None
+    """The receiver asked that nothing be sent before."""
     health_status: str | None
     attempts: int
     successes: int
@@ -500,7 +507,7 @@ async def _next_id(connection: TrioConnection) -> int:
 
 
 async def _records(connection: TrioConnection, bound: Mapping[str, object]) -> tuple[WebhookRecord, ...]:
-    cursor = await connection.execute(_SQL["records"], bound)
+    cursor = await connection.execute(_SQL["records"], {**bound, "recovery_seconds": RECOVERY_SECONDS})
     names = [column.name for column in cursor.description or ()]
     return tuple(_record(dict(zip(names, row, strict=True))) for row in await cursor.fetchall())
 

@@ -62,8 +62,10 @@ def test_a_reset_closes_the_breaker_and_says_what_it_ended(commands, database) -
         " breaker_opened_at, breaker_opens) SELECT webhook_id, 'degraded', 5, 5, now(), 1 FROM pggit.webhook"
     )
     database.execute("UPDATE pggit.webhook_limit SET breaker_until = now() + interval '1 min'")
+    assert shown(commands)["breaker"] == "open"
     said = commands.ok("webhook", "reset", "alerts", "--reason", "mended").out
 
+    assert shown(commands)["breaker"] == "closed"
     assert "its breaker was open until" in said
     assert database.execute("SELECT breaker_until FROM pggit.webhook_limit").fetchone() == (None,)
     health = "SELECT consecutive_failures, health_status, breaker_opened_at FROM pggit.webhook_health_metrics"
