@@ -18,8 +18,8 @@ from pggit_reactor.cli.output import json_option, print_facts, print_json, print
 from pggit_reactor.cli.parameters import BIGINT, webhook_argument
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.cli.webhook_import import import_phase7
-from pggit_reactor.cli.webhook_keys import STORED_ONLY, keys_help, parse_change
-from pggit_reactor.cli.webhook_state import disable, enable, pause, resume
+from pggit_reactor.cli.webhook_keys import keys_help, parse_change
+from pggit_reactor.cli.webhook_state import disable, enable, pause, reset, resume
 from pggit_reactor.cli.webhook_trial import test
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import new_secret, secret_key
@@ -49,7 +49,7 @@ def webhook() -> None:
     """
 
 
-for _command in (test, pause, resume, disable, enable, import_phase7):
+for _command in (test, pause, resume, disable, enable, reset, import_phase7):
     webhook.add_command(_command)
 
 
@@ -63,8 +63,10 @@ for _command in (test, pause, resume, disable, enable, import_phase7):
 @click.option(
     "--secret-file", metavar="F", help="The signing secret, from a file, or from - (standard input)."
 )
-@click.option("--rate", metavar="R", help="Attempts a second; kept, not yet enforced.")
-@click.option("--burst", metavar="B", help="Attempts at once above the rate; kept, not yet enforced.")
+@click.option(
+    "--rate", metavar="R", help="Attempts a second of all workers together, 0 for no limit; by default 100."
+)
+@click.option("--burst", metavar="B", help="Attempts at once above that rate; by default 20.")
 @click.option("--concurrency", metavar="C", help="Attempts in flight, 1 to 256; by default 32.")
 @click.option("--require-dns", is_flag=True, help="Refuse a name that does not resolve now.")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
@@ -95,7 +97,6 @@ def add(
     options = {"name": name, "rate": rate, "burst": burst, "concurrency": concurrency}
     given = [f"{option}={value}" for option, value in options.items() if value is not None]
     change = parse_change((f"url={url}", *given, *words))
-    _warn_of_stored_only((*given, *words))
     made = secret_file is None
     secret = _new_secret() if secret_file is None else _read_secret(secret_file)
     record = session.run(lambda: _add(session, change, secret, webhook_id, require_dns=require_dns))
@@ -137,12 +138,6 @@ async def _judged(session: Session, change: Change, *, require_dns: bool) -> Cha
         )
     target: Target = judgement.target
     return attrs.evolve(change, url_origin=target.origin)
-
-
-def _warn_of_stored_only(words: Sequence[str]) -> None:
-    stored = sorted({word.partition("=")[0] for word in words} & STORED_ONLY)
-    if stored:
-        click.echo(f"note: {' and '.join(stored)}: kept, but not enforced by this version", err=True)
 
 
 def _new_secret() -> Secret[str]:
@@ -195,6 +190,7 @@ def list_(session: Session, as_json: bool) -> None:
             "url": record.url_origin,
             "state": record.state,
             "health": record.health_status or "unknown",
+            "breaker": record.breaker,
             "attempts": record.attempts,
             "concurrency": record.concurrency,
         }
@@ -280,7 +276,6 @@ def set_(session: Session, which: int | str, words: tuple[str, ...], require_dns
     Example: pggit-reactor webhook set alerts concurrency=8 header.Authorization=@token.txt
     """
     change = parse_change(words)
-    _warn_of_stored_only(words)
     webhook_id = session.run(lambda: _set(session, which, change, require_dns=require_dns))
     click.echo(f"changed webhook {webhook_id}")
 

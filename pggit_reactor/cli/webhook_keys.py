@@ -29,8 +29,6 @@ NAME_CHARACTERS_MAX: Final = 255
 LABELS_MAX: Final = 64
 LABEL_CHARACTERS_MAX: Final = 255
 HEADER_FILE_OCTETS_MAX: Final = 8192
-STORED_ONLY: Final = frozenset({"rate", "burst"})
-"""Kept in the registry, and not yet enforced."""
 
 _HEADER: Final = "header."
 _LABEL: Final = "label."
@@ -92,8 +90,8 @@ KEYS: Final = MappingProxyType(
         "signature_scope": _Key(
             "signature_scope", "full, or body-only for receivers of the old guide", _scope
         ),
-        "rate": _Key("rate_per_s", "attempts a second, 0 for no limit; kept, not yet enforced", _rate),
-        "burst": _Key("burst", "attempts, 1 to 1000000; kept, not yet enforced", _whole(1, 1_000_000)),
+        "rate": _Key("rate_per_s", "attempts a second of all workers together, 0 for no limit", _rate),
+        "burst": _Key("burst", "attempts at once above that rate, 1 to 1000000", _whole(1, 1_000_000)),
     }
 )
 

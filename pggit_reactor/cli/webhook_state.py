@@ -1,4 +1,4 @@
-"""`webhook pause`, `resume`, `disable`, `enable`: whether a webhook is sent to at all."""
+"""`webhook pause`, `resume`, `disable`, `enable`, `reset`: whether a webhook is sent to at all."""
 
 from __future__ import annotations
 
@@ -98,6 +98,26 @@ def enable(session: Session, which: int | str) -> None:
         which,
         lambda connection, webhook_id: enable_webhook(connection, webhook_id, by=session.actor),
     )
+
+
+@click.command()
+@webhook_argument
+@_reason
+@pass_session
+def reset(session: Session, which: int | str, reason: str | None) -> None:
+    """Close the circuit breaker of a webhook and forget its failures.
+
+    What its receiver asked to wait for, and a slow start, end too: it is sent to at once, at its full pace.
+
+    \b
+    Example: pggit-reactor webhook reset alerts --reason "their firewall is mended"
+    """
+    from pggit_reactor.db.operations import reset_webhook
+
+    _change(
+        session, which,
+        lambda connection, webhook_id: reset_webhook(connection, webhook_id, reason=reason, by=session.actor),
+    )  # fmt: skip
 
 
 def _change(session: Session, which: int | str, act: Callable[[TrioConnection, int], Awaitable[str]]) -> None:

@@ -92,6 +92,13 @@ async def enable_webhook(connection: TrioConnection, webhook_id: int, *, by: By)
     return await _do(connection, "enable", {"webhook_id": webhook_id}, by=by)
 
 
+async def reset_webhook(
+    connection: TrioConnection, webhook_id: int, *, reason: str | None = None, by: By
+) -> str:
+    """Close its circuit breaker, and end what else holds it back but a pause."""
+    return await _do(connection, "reset", {"webhook_id": webhook_id, "reason": reason}, by=by)
+
+
 async def replay_delivery(connection: TrioConnection, which: str, *, by: By) -> str:
     """Send a settled delivery again; *which* is an id or a uid, here and below."""
     return await _do(connection, "replay", {"which": which}, by=by)

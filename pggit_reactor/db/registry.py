@@ -113,6 +113,12 @@ class WebhookRecord:
     updated_at: datetime
     secrets: tuple[SecretRecord, ...]
     health_status: str | None
+    breaker: str
+    """A word of `core.breaker.Phase`."""
+    breaker_until: datetime | None
+    """Until when it is open."""
+    retry_after_until: datetime | None
+    """Until when its receiver asked to be left alone."""
     attempts: int
     successes: int
 

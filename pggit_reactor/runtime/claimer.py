@@ -29,6 +29,7 @@ from pggit_reactor.errors import (
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.fleet_limit import FleetLimit
 from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
 from pggit_reactor.runtime.holds import Holds
 from pggit_reactor.runtime.hotset import HotSet
@@ -125,6 +126,7 @@ class Claimer:
     """Takes the claimed deliveries over; must not wait."""
     metrics: Metrics
     clock: Clock
+    fleet: FleetLimit
     draining: bool = False
     _woken_at: float = attrs.field(default=0.0, init=False)
     _concurrency: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
@@ -206,6 +208,8 @@ class Claimer:
             await self._claim(budgets)
             return
         until = min(self._next_poll_at, self._hot.next_due())
+        if self.fleet.is_short(trio.current_time()):
+            until = min(until, self.fleet.short_until)
         if self.brakes.stopped():
             until = max(until, trio.current_time() + STOPPED_PAUSE_SECONDS)
         with trio.move_on_at(until):
@@ -270,6 +274,8 @@ class Claimer:
         self._filled = False
         if self.draining or self.brakes.stopped() or not len(self._hot):
             return {}
+        if self.fleet.is_short(trio.current_time()):
+            return {}
         slots = min(self.capacity.slots, CLAIM_ROWS_MAX)
         budgets = self._hot.take(
             slots=slots,
@@ -328,6 +334,11 @@ class Claimer:
                 if not self.gate.answers and self.gate.is_busy(trio.current_time()):
                     await self.gate.open(connection, self.lane.generation)
                 began = trio.current_time()
+                allowed = await self.fleet.allow(connection, budgets)
+                self._hot.mark(budgets.keys() - allowed.keys())
+                budgets = allowed
+                if not budgets:
+                    return
                 claimed = await claim(
                     connection,
                     budgets,
@@ -346,6 +357,16 @@ class Claimer:
             raise
         self._suspects.cleared(budgets)
         self._after(claimed, budgets, began)
+        await self._give_back(sum(budgets.values()) - len(claimed.deliveries))
+
+    async def _give_back(self, fleet_tokens: int) -> None:
+        if not fleet_tokens or self.fleet.bucket is None:
+            return
+        try:
+            async with self.lane.use() as connection:
+                await self.fleet.give_back(connection, fleet_tokens)
+        except DatabaseError as error:
+            _log.warning("fleet_tokens_lost", count=fleet_tokens, reason=str(error))
 
     def _refused(self, budgets: dict[WebhookId, int], error: DatabaseError, took_seconds: float) -> None:
         if isinstance(error, RowLockedError) or not is_about_rows(error):

@@ -25,6 +25,7 @@ from pggit_reactor.core.model import AttemptResult, ClaimedDelivery, State, Webh
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db import claims, settle
 from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.fleet import FleetBucket
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS, Lane
 from pggit_reactor.db.listener import open_listener
 from pggit_reactor.db.settle import SettleReport
@@ -41,6 +42,7 @@ from pggit_reactor.runtime.body_budget import BodyBudget
 from pggit_reactor.runtime.claimer import Brakes, Capacity, Claimer, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.fanout import FanOut
+from pggit_reactor.runtime.fleet_limit import FleetLimit
 from pggit_reactor.runtime.http_port import WorkerProbes, serve_http_port
 from pggit_reactor.runtime.settler import Settler
 from pggit_reactor.runtime.signals import Command, Commands
@@ -83,6 +85,7 @@ class Worker:
     _capacity: Capacity = attrs.field(init=False)
     _book: WebhookBook = attrs.field(init=False)
     _bodies: BodyBudget = attrs.field(init=False)
+    _fleet: FleetLimit = attrs.field(init=False)
     _timeline: Timeline = attrs.field(init=False)
     _upkeep: Upkeep = attrs.field(init=False)
     _side: Lane = attrs.field(init=False)
@@ -106,6 +109,13 @@ class Worker:
             metrics=self.metrics,
             health=self.health,
             in_flight=lambda: self._capacity.in_flight,
+        )
+        delivery = self.settings.delivery
+        self._fleet = FleetLimit(
+            bucket=FleetBucket(rate_per_s=delivery.fleet_rate_per_s, burst=delivery.fleet_burst)
+            if delivery.fleet_rate_per_s
+            else None,
+            metrics=self.metrics,
         )
         self._timeline = Timeline(metrics=self.metrics, debug=self.debug)
         self._book = WebhookBook(
@@ -137,6 +147,7 @@ class Worker:
             dispatch=self._dispatch,
             metrics=self.metrics,
             clock=self.clock,
+            fleet=self._fleet,
         )
         self.metrics.observe_load(
             attempts_in_flight=lambda: self._capacity.in_flight,
@@ -239,6 +250,7 @@ class Worker:
             backoff=Backoff(base_seconds=self.settings.delivery.backoff_base_seconds),
             clock=self.clock,
             metrics=self.metrics,
+            fleet=self._fleet,
             settle=self._settler.put,
             slot_freed=self.claimer.slot_freed,
             on_finished=self._timeline.finished,

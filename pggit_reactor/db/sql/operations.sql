@@ -13,6 +13,9 @@ SELECT pggit.disable_webhook(%(webhook_id)s::bigint, %(reason)s::text);
 -- name: enable
 SELECT pggit.enable_webhook(%(webhook_id)s::bigint);
 
+-- name: reset
+SELECT pggit.reset_webhook(%(webhook_id)s::bigint, %(reason)s::text);
+
 -- name: replay
 SELECT pggit.replay_delivery(%(which)s::text);
 

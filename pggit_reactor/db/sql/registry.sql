@@ -67,9 +67,15 @@ SELECT
                                                 'expires_at', s.expires_at, 'created_at', s.created_at,
                                                 'created_by', s.created_by) ORDER BY s.version DESC), '[]')
      FROM pggit.webhook_secret AS s WHERE s.webhook_id = w.webhook_id) AS secrets,
-    h.health_status, coalesce(h.total_deliveries, 0) AS attempts, coalesce(h.successful_deliveries, 0) AS successes
+    h.health_status,
+    CASE WHEN b.breaker_until > now() THEN 'open' WHEN b.breaker_until IS NOT NULL THEN 'half_open'
+         WHEN b.recovering_since > now() - interval '30 s' THEN 'recovering' ELSE 'closed' END AS breaker,
+    CASE WHEN b.breaker_until > now() THEN b.breaker_until END AS breaker_until,
+    CASE WHEN b.retry_after_until > now() THEN b.retry_after_until END AS retry_after_until,
+    coalesce(h.total_deliveries, 0) AS attempts, coalesce(h.successful_deliveries, 0) AS successes
 FROM pggit.webhook AS w
 LEFT JOIN pggit.webhook_health_metrics AS h ON h.webhook_id = w.webhook_id
+LEFT JOIN pggit.webhook_limit AS b ON b.webhook_id = w.webhook_id
 LEFT JOIN LATERAL (
     SELECT l.paused_until AS until FROM pggit.webhook_limit AS l
     WHERE l.webhook_id = w.webhook_id AND l.paused_until > now()) AS p ON true

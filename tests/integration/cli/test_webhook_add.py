@@ -187,10 +187,10 @@ def test_without_words_the_columns_have_the_schemas_defaults(commands, database,
     assert len(rows) == 1
 
 
-def test_rate_and_burst_are_said_to_be_kept_only(commands, hook) -> None:
-    added = commands.ok("webhook", "add", hook, "--rate", "2")
+def test_rate_and_burst_are_those_of_the_command(commands, database, hook) -> None:
+    commands.ok("webhook", "add", hook, "--rate", "2.5", "--burst", "7")
 
-    assert "rate: kept, but not enforced" in added.err
+    assert database.execute("SELECT rate_per_s::float8, burst FROM pggit.webhook").fetchall() == [(2.5, 7)]
 
 
 @pytest.mark.parametrize(

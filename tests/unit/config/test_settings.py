@@ -187,12 +187,12 @@ CONTRACT_NAMES = """
     DELIVERY_TIMEOUT_SECONDS DELIVERY_BACKOFF_BASE_SECONDS DELIVERY_UNKNOWN_WEBHOOK_HOLD_SECONDS
     EGRESS_UNSAFE_ALLOW METRICS_HOST METRICS_PORT API_HOST API_PORT API_TOKEN_KEY POSTGRES_BIN WORKER_ID
     LOG_LEVEL LOG_FORMAT EGRESS_PORTS EGRESS_ALLOW EGRESS_DENY WORKER_ATTEMPTS_MAX WORKER_BODY_BYTES_MAX
-    DELIVERY_MAX_BODY_BYTES WORKER_PROCESSES
+    DELIVERY_MAX_BODY_BYTES WORKER_PROCESSES DELIVERY_FLEET_RATE_PER_S DELIVERY_FLEET_BURST
 """
 
 
 def test_every_setting_of_the_contract_has_its_variable():
-    """DESIGN 8's table, name by name, and the count of workers."""
+    """DESIGN 8's table, name by name, the count of workers, and the limit of the whole fleet."""
 
     assert sorted(d.variable for d in describe_settings()) == sorted(
         f"PGGIT_REACTOR_{name}" for name in CONTRACT_NAMES.split()
