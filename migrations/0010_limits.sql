@@ -31,6 +31,15 @@ CREATE TRIGGER webhook_after_rate_change AFTER UPDATE OF rate_per_s ON pggit.web
     EXECUTE FUNCTION pggit.webhook_after_rate_change();
 COMMENT ON TRIGGER webhook_after_rate_change ON pggit.webhook IS 'A change of the rate gives no burst away.';
 
+CREATE TABLE pggit.fleet_limit (
+    is_only boolean PRIMARY KEY DEFAULT true CONSTRAINT fleet_limit_is_only_check CHECK (is_only),
+    bucket_tat timestamptz
+) WITH (fillfactor = 40, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+INSERT INTO pggit.fleet_limit DEFAULT VALUES;
+COMMENT ON TABLE pggit.fleet_limit IS
+    'One row: the token bucket of all webhooks together, for workers whose setting delivery.fleet_rate_per_s is not 0.';
+COMMENT ON COLUMN pggit.fleet_limit.bucket_tat IS 'When it will be full; null or past: it is.';
+
 ---------------------------------------------------------------------------------------------------------------------
 -- Circuit breakers: core/breaker.py says what they do
 ---------------------------------------------------------------------------------------------------------------------
@@ -499,7 +508,10 @@ BEGIN
     FOR wanted IN
         SELECT g.role, g.privilege FROM (VALUES
             ('pggit_operator', 'EXECUTE ON FUNCTION pggit.reset_webhook'),
-            ('pggit_worker', 'EXECUTE ON FUNCTION pggit.change_limit, pggit.note_probe')
+            ('pggit_worker', 'EXECUTE ON FUNCTION pggit.change_limit, pggit.note_probe'),
+            ('pggit_worker', 'SELECT, INSERT, UPDATE ON pggit.fleet_limit'),
+            ('pggit_operator', 'SELECT, UPDATE ON pggit.fleet_limit'),
+            ('pggit_reader', 'SELECT ON pggit.fleet_limit')
         ) AS g (role, privilege)
         WHERE EXISTS (SELECT FROM pg_roles WHERE rolname = g.role)
     LOOP

@@ -191,6 +191,7 @@ def list_(session: Session, as_json: bool) -> None:
             "url": record.url_origin,
             "state": record.state,
             "health": record.health_status or "unknown",
+            "breaker": record.breaker,
             "attempts": record.attempts,
             "concurrency": record.concurrency,
         }

@@ -1,4 +1,4 @@
-"""`webhook pause`, `resume`, `disable`, `enable`: whether a webhook is sent to at all."""
+"""`webhook pause`, `resume`, `disable`, `enable`, `reset`: whether a webhook is sent to at all."""
 
 from __future__ import annotations
 
@@ -105,13 +105,12 @@ def enable(session: Session, which: int | str) -> None:
 @_reason
 @pass_session
 def reset(session: Session, which: int | str, reason: str | None) -> None:
-    """Close a webhook's circuit breaker and forget its failures; it is sent to at once.
+    """Close the circuit breaker of a webhook and forget its failures.
 
-    Ends its receiver's Retry-After and a slow start too. A receiver that is still ill opens the breaker again after
-    5 failures.
+    What its receiver asked to wait for, and a slow start, end too: it is sent to at once, at its full pace.
 
     \b
-    Example: pggit-reactor webhook reset alerts --reason "they have mended it"
+    Example: pggit-reactor webhook reset alerts --reason "their firewall is mended"
     """
     from pggit_reactor.db.operations import reset_webhook
 

@@ -301,6 +301,26 @@ class DeliverySettings:
             most=366 * _DAY_SECONDS,
         ),
     )
+    fleet_rate_per_s: float = attrs.field(
+        default=0.0,
+        validator=judge,
+        metadata=about(
+            "delivery.fleet_rate_per_s",
+            "Attempts a second of all workers and webhooks together; 0 for no limit. The same for every worker.",
+            least=0,
+            most=1_000_000,
+        ),
+    )
+    fleet_burst: int = attrs.field(
+        default=100,
+        validator=judge,
+        metadata=about(
+            "delivery.fleet_burst",
+            "Attempts at once above that rate.",
+            least=1,
+            most=1_000_000,
+        ),
+    )
     max_body_bytes: int = attrs.field(
         default=1_048_576,
         validator=judge,

@@ -14,7 +14,8 @@ steps forward gives at most one burst more, as nothing can know better.
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, TypeVar
 
 import attrs
 
@@ -31,6 +32,8 @@ DISORDER_SECONDS_MAX: Final = 1.0
 by more, the clock was set back, and nobody waits that out."""
 WAKE_SECONDS_MIN: Final = 0.01
 """Who waits for a token comes back no sooner, unless the bucket is half full sooner: it must not run over."""
+
+K = TypeVar("K")
 
 
 @attrs.frozen(kw_only=True)
@@ -82,3 +85,17 @@ def debt_at_new_rate(tat: int, now: int, *, old_rate_per_s: float, new_rate_per_
     old = min(max(old_rate_per_s, RATE_MIN), RATE_MAX)
     new = min(max(new_rate_per_s, RATE_MIN), RATE_MAX)
     return now + math.ceil(max(tat - now, 0) * old / new)
+
+
+def ration(budgets: Mapping[K, int], tokens: int) -> dict[K, int]:
+    """Return what is left of *budgets* where only so many *tokens* are there for all: one each in turn, so that no one
+    goes without while another gets a second. Those that get none are left out."""
+    granted = dict.fromkeys(budgets, 0)
+    open_keys = [key for key, budget in budgets.items() if budget > 0]
+    left = tokens
+    while open_keys and left > 0:
+        for key in open_keys[:left]:
+            granted[key] += 1
+        left -= len(open_keys[:left])
+        open_keys = [key for key in open_keys if granted[key] < budgets[key]]
+    return {key: count for key, count in granted.items() if count}

@@ -154,7 +154,7 @@ class WebhookRecord:
     breaker: str
     """Of its circuit breaker: a word of `core.breaker.Phase`."""
     breaker_until: datetime | None
-    """Open until then, half-open after that."""
+    """Until when it is open."""
     retry_after_until: datetime | None
     """The receiver asked that nothing be sent before."""
     health_status: str | None

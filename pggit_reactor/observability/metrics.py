@@ -171,6 +171,10 @@ class Metrics(Collector):
         """Count tokens that were taken and not used, because an attempt could not begin in time."""
         self._tokens_lost.inc(count)
 
+    def fleet_waited(self) -> None:
+        """Count a claim that the limit of the whole fleet cut short."""
+        self._fleet_waits.inc()
+
     def breaker_turned(self, state: str) -> None:
         """Count a breaker that this worker saw open, let a probe through, or close; *state* is of `BREAKER_STATES`."""
         self._breaker_turns[state].inc()
@@ -342,6 +346,9 @@ class Metrics(Collector):
             "tokens_lost_total", "Tokens taken for attempts that could not begin in time."
         )
 
+        self._fleet_waits = self._counter(
+            "fleet_waits_total", "Claims that the limit of the whole fleet cut short."
+        )
         turns = self._counter(
             "breaker_transitions_total", "Circuit breakers that came into a state.", "state"
         )

@@ -39,6 +39,7 @@ from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.concurrency import LearnedConcurrency
+from pggit_reactor.runtime.fleet_limit import FleetLimit
 from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
 from pggit_reactor.runtime.holds import Holds
 from pggit_reactor.runtime.hotset import HotSet, Want
@@ -139,6 +140,7 @@ class Claimer:
     learned: LearnedConcurrency
     webhook_share: float = 1.0
     """Of the slots that are free or its own, a webhook may hold this share; see `core.budget`."""
+    fleet: FleetLimit
     draining: bool = False
     owes_hint: bool = False
     """Heads were done that this worker follows up no more: others are to be told."""
@@ -241,6 +243,8 @@ class Claimer:
             await self._claim(budgets)
             return
         until = min(self._next_poll_at, self._hot.next_due())
+        if self.fleet.is_short(trio.current_time()):
+            until = min(until, self.fleet.short_until)
         if self.brakes.stopped():
             until = max(until, trio.current_time() + STOPPED_PAUSE_SECONDS)
         with trio.move_on_at(until):
@@ -304,6 +308,8 @@ class Claimer:
     def _plan(self) -> dict[WebhookId, int]:
         self._filled = False
         if self.draining or self.brakes.stopped() or not len(self._hot):
+            return {}
+        if self.fleet.is_short(trio.current_time()):
             return {}
         free = self.capacity.slots
         slots = min(free, CLAIM_ROWS_MAX)
@@ -374,6 +380,11 @@ class Claimer:
                 if not self.gate.answers and self.gate.is_busy(trio.current_time()):
                     await self.gate.open(connection, self.lane.generation)
                 began = trio.current_time()
+                allowed = await self.fleet.allow(connection, budgets)
+                self._hot.mark(budgets.keys() - allowed.keys())
+                budgets = allowed
+                if not budgets:
+                    return
                 claimed = await claim(
                     connection,
                     budgets,
@@ -393,6 +404,16 @@ class Claimer:
             raise
         self._suspects.cleared(budgets)
         self._after(claimed, budgets, began)
+        await self._give_back(sum(budgets.values()) - len(claimed.deliveries))
+
+    async def _give_back(self, fleet_tokens: int) -> None:
+        if not fleet_tokens or self.fleet.bucket is None:
+            return
+        try:
+            async with self.lane.use() as connection:
+                await self.fleet.give_back(connection, fleet_tokens)
+        except DatabaseError as error:
+            _log.warning("fleet_tokens_lost", count=fleet_tokens, reason=str(error))
 
     def _refused(self, budgets: dict[WebhookId, int], error: DatabaseError, took_seconds: float) -> None:
         if isinstance(error, RowLockedError) or not is_about_rows(error):

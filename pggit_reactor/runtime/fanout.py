@@ -22,6 +22,7 @@ from pggit_reactor.runtime.body_budget import BodyBudget
 from pggit_reactor.runtime.claimer import Capacity, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.concurrency import LearnedConcurrency
+from pggit_reactor.runtime.fleet_limit import FleetLimit
 from pggit_reactor.runtime.webhook_book import WebhookBook
 
 START_SECONDS_MAX: Final = 2.0
@@ -57,6 +58,7 @@ class FanOut:
     clock: Clock
     metrics: Metrics
     learned: LearnedConcurrency
+    fleet: FleetLimit
     settle: Callable[[Settlement], None]
     slot_freed: Callable[[], None]
     on_finished: Callable[[Finished], None] = lambda _: None
@@ -167,19 +169,24 @@ class FanOut:
         """Say whether the attempt begins while its token counts. What was late because of its large body, and would be
         so each time, takes a token of the moment instead."""
         began_at = times.began_at
-        if not delivery.is_limited or trio.current_time() <= began_at + START_LIMITED_SECONDS_MAX:
+        if not self._is_limited(delivery) or trio.current_time() <= began_at + START_LIMITED_SECONDS_MAX:
             return True
         if delivery.body is not None:
             return False
         try:
             async with self.load_lane.use() as connection:
                 began_at = trio.current_time()
-                has_token = await take_token(connection, delivery.webhook_id)
+                has_token = await self.fleet.take_one(connection) and (
+                    not delivery.is_limited or await take_token(connection, delivery.webhook_id)
+                )
         except DatabaseError as error:
             _log.warning("token_not_taken", delivery_id=delivery.delivery_id, reason=str(error))
             return False
         self.metrics.tokens_lost()
         return has_token and trio.current_time() <= began_at + START_LIMITED_SECONDS_MAX
+
+    def _is_limited(self, delivery: ClaimedDelivery) -> bool:
+        return delivery.is_limited or self.fleet.bucket is not None
 
     async def _body(self, delivery: ClaimedDelivery) -> bytes | None:
         if delivery.body is not None:
@@ -216,7 +223,7 @@ class FanOut:
         self._out(delivery)
 
     async def _give_back(self, deliveries: Sequence[ClaimedDelivery]) -> None:
-        self.metrics.tokens_lost(sum(delivery.is_limited for delivery in deliveries))
+        self.metrics.tokens_lost(sum(map(self._is_limited, deliveries)))
         try:
             async with self.load_lane.use() as connection:
                 await release(connection, deliveries)

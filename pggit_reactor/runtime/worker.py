@@ -25,6 +25,7 @@ from pggit_reactor.core.risk import RiskModel
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db import claims, settle
 from pggit_reactor.db.connect import TrioConnection
+from pggit_reactor.db.fleet import FleetBucket
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS, Lane
 from pggit_reactor.db.listener import open_listener
 from pggit_reactor.db.migrate import newest_version
@@ -45,6 +46,7 @@ from pggit_reactor.runtime.claimer import Brakes, Capacity, Claimer, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
 from pggit_reactor.runtime.concurrency import LearnedConcurrency
 from pggit_reactor.runtime.fanout import FanOut
+from pggit_reactor.runtime.fleet_limit import FleetLimit
 from pggit_reactor.runtime.gatekeeper import tell_others
 from pggit_reactor.runtime.http_port import WorkerProbes, serve_http_port
 from pggit_reactor.runtime.key_watch import KeyWatch
@@ -94,6 +96,7 @@ class Worker:
     _capacity: Capacity = attrs.field(init=False)
     _book: WebhookBook = attrs.field(init=False)
     _bodies: BodyBudget = attrs.field(init=False)
+    _fleet: FleetLimit = attrs.field(init=False)
     _timeline: Timeline = attrs.field(init=False)
     _upkeep: Upkeep = attrs.field(init=False)
     _audit_keeper: AuditKeeper = attrs.field(init=False)
@@ -132,6 +135,13 @@ class Worker:
         self._timeline = Timeline(
             metrics=self.metrics, debug=self.debug, tells_deliveries=self.tells_deliveries
         )
+        delivery = self.settings.delivery
+        self._fleet = FleetLimit(
+            bucket=FleetBucket(rate_per_s=delivery.fleet_rate_per_s, burst=delivery.fleet_burst)
+            if delivery.fleet_rate_per_s
+            else None,
+            metrics=self.metrics,
+        )
         self._book = WebhookBook(
             lane=self._load,
             sealer=self.sealer,
@@ -168,6 +178,7 @@ class Worker:
             clock=self.clock,
             learned=self._learned,
             webhook_share=self.settings.worker.webhook_share,
+            fleet=self._fleet,
         )
         self.metrics.observe_load(
             attempts_in_flight=lambda: self._capacity.in_flight,
@@ -277,6 +288,7 @@ class Worker:
             clock=self.clock,
             metrics=self.metrics,
             learned=self._learned,
+            fleet=self._fleet,
             settle=self._settler.put,
             slot_freed=self.claimer.slot_freed,
             on_finished=self._timeline.finished,

@@ -56,21 +56,30 @@ def test_a_webhook_is_disabled_and_enabled_and_not_resumed(commands) -> None:
 
 
 @pytest.mark.usefixtures("alerts")
-def test_a_reset_closes_the_breaker_and_says_what_it_ended(commands, database) -> None:
-    database.execute(
-        "INSERT INTO pggit.webhook_health_metrics (webhook_id, health_status, consecutive_failures, breaker_failures,"
-        " breaker_opened_at, breaker_opens) SELECT webhook_id, 'degraded', 5, 5, now(), 1 FROM pggit.webhook"
-    )
-    database.execute("UPDATE pggit.webhook_limit SET breaker_until = now() + interval '1 min'")
-    assert shown(commands)["breaker"] == "open"
-    said = commands.ok("webhook", "reset", "alerts", "--reason", "mended").out
+def test_a_webhook_with_an_open_breaker_is_shown_so_and_reset(commands, database) -> None:
+    assert (shown(commands)["breaker"], shown(commands)["breaker_until"]) == ("closed", None)
+    for _ in range(5):
+        database.execute("SELECT pggit.update_webhook_health(1, 500, 20)")
+    database.execute("UPDATE pggit.webhook_limit SET retry_after_until = now() + interval '1 h'")
+    record = shown(commands)
+    assert (record["breaker"], record["health_status"]) == ("open", "degraded")
+    assert None not in (record["breaker_until"], record["retry_after_until"])
+    assert "open" in commands.ok("webhook", "list").out
 
-    assert shown(commands)["breaker"] == "closed"
-    assert "its breaker was open until" in said
-    assert database.execute("SELECT breaker_until FROM pggit.webhook_limit").fetchone() == (None,)
-    health = "SELECT consecutive_failures, health_status, breaker_opened_at FROM pggit.webhook_health_metrics"
-    assert database.execute(health).fetchone() == (0, "healthy", None)
-    assert "nothing had held it back" in commands.ok("webhook", "reset", "alerts").out
+    said = commands.ok("webhook", "reset", "alerts", "--reason", "mended").out
+    assert said.startswith("webhook 1 (alerts) is reset: its breaker was open until ")
+    record = shown(commands)
+    assert (record["breaker"], record["breaker_until"], record["retry_after_until"]) == ("closed", None, None)
+    details = "SELECT details->>'reason' FROM pggit.webhook_audit_log WHERE operation = 'webhook_reset'"
+    assert database.execute(details).fetchall() == [("mended",)]
+
+
+@pytest.mark.usefixtures("alerts")
+def test_half_open_and_recovering_have_names(commands, database) -> None:
+    database.execute("UPDATE pggit.webhook_limit SET breaker_until = now() - interval '1 s'")
+    assert shown(commands)["breaker"] == "half_open"
+    database.execute("UPDATE pggit.webhook_limit SET breaker_until = NULL, recovering_since = now()")
+    assert shown(commands)["breaker"] == "recovering"
 
 
 @pytest.mark.parametrize("word", ["pause", "resume", "disable", "enable", "reset"])

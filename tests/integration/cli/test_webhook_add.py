@@ -196,6 +196,12 @@ def test_a_rate_that_is_not_given_is_the_settings(commands, database, hook) -> N
     assert rates == [("given", 3.0), ("setting", 7.0)]
 
 
+def test_rate_and_burst_are_those_of_the_command(commands, database, hook) -> None:
+    commands.ok("webhook", "add", hook, "--rate", "2.5", "--burst", "7")
+
+    assert database.execute("SELECT rate_per_s::float8, burst FROM pggit.webhook").fetchall() == [(2.5, 7)]
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

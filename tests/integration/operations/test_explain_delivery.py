@@ -100,3 +100,53 @@ def test_a_reader_may_ask_and_learns_no_payload(owner, enqueue):
         "SELECT e::text FROM pggit.explain_delivery(%s::bigint) AS e", (delivery_id,)
     ).fetchone()
     assert "4111" not in row[0]
+
+
+@pytest.mark.usefixtures("webhook", "worker")
+def test_a_delivery_that_waits_for_a_token_is_told_when_its_own_comes(owner, enqueue, explain):
+    owner.execute("UPDATE pggit.webhook SET rate_per_s = 0.01, burst = 2")
+    owner.execute("UPDATE pggit.webhook_limit SET bucket_tat = now() + interval '200 s'")
+    rows = [enqueue() for _ in range(4)]
+    found, _, explanation = explain(rows[3])
+    (seconds,) = owner.execute(
+        "SELECT extract(epoch FROM due_at - now())::float8 FROM pggit.explain_delivery(%s::bigint)",
+        (rows[3],),
+    ).fetchone()
+
+    assert found == "rate"
+    assert explanation.startswith(
+        "it is due; 3 deliveries of its webhook go before it; its webhook gets 0.01 a second"
+    )
+    # The bucket is empty, and fills by one each 100 s: three are for those before it.
+    assert seconds == pytest.approx(400, abs=5)
+
+
+@pytest.mark.usefixtures("webhook", "worker")
+def test_an_untouched_or_filled_bucket_makes_nobody_wait(owner, enqueue, explain):
+    owner.execute("UPDATE pggit.webhook SET rate_per_s = 0.01, burst = 2")
+    row = enqueue()
+    for moment in (None, "2001-01-01"):
+        owner.execute("UPDATE pggit.webhook_limit SET bucket_tat = %s", (moment,))
+        assert explain(row)[0] == "turn"
+
+
+@pytest.mark.usefixtures("webhook", "worker")
+def test_a_half_open_breaker_and_a_slow_start_are_told(owner, enqueue, explain):
+    row = enqueue()
+    owner.execute(
+        "UPDATE pggit.webhook_limit SET breaker_until = now() - interval '1 s', probe_until = now() + interval '1 h'"
+    )
+    found, due_at, explanation = explain(row)
+    assert (found, due_at is not None) == ("probe", True)
+    assert "one delivery tries it at this moment" in explanation
+
+    owner.execute("UPDATE pggit.webhook_limit SET probe_until = NULL")
+    assert explain(row)[0] == "probe"
+    assert "is tried with one delivery now" in explain(row)[2]
+
+    owner.execute(
+        "UPDATE pggit.webhook_limit SET breaker_until = NULL, recovering_since = now() - interval '10 s'"
+    )
+    found, _, explanation = explain(row)
+    assert found == "turn"
+    assert "its receiver has just recovered, and gets 40 % of that and growing" in explanation

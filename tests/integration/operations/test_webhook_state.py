@@ -85,7 +85,9 @@ def test_a_paused_webhook_is_not_enabled(call, webhook):
         call("enable_webhook", webhook)
 
 
-@pytest.mark.parametrize("name", ["pause_webhook", "resume_webhook", "disable_webhook", "enable_webhook"])
+@pytest.mark.parametrize(
+    "name", ["pause_webhook", "resume_webhook", "disable_webhook", "enable_webhook", "reset_webhook"]
+)
 def test_an_unknown_or_missing_id_is_named(call, name):
     with pytest.raises(errors.NoDataFound, match="p_webhook_id is 99"):
         call(name, 99)
@@ -102,7 +104,7 @@ def test_a_time_that_is_past_is_refused(call, webhook):
 @pytest.mark.parametrize(
     "function",
     [
-        "pause_webhook(7)", "resume_webhook(7)", "disable_webhook(7)", "enable_webhook(7)", "replay_delivery(7)",
+        "pause_webhook(7)", "resume_webhook(7)", "disable_webhook(7)", "enable_webhook(7)", "reset_webhook(7)", "replay_delivery(7)",
         "requeue_delivery(7)", "cancel_delivery(7)", "replay_delivery('7')", "requeue_delivery('7')",
         "cancel_delivery('7')",
     ],
@@ -117,6 +119,23 @@ def test_helpers_are_for_the_functions_alone(operator):
     operator.execute("SET ROLE pggit_operator")
     with pytest.raises(errors.InsufficientPrivilege):
         operator.execute("SELECT pggit.audit_change('webhook_paused', 7, NULL, '{}')")
+
+
+def test_a_webhook_is_reset_told_to_workers_and_audited(call, owner, operator, webhook, heard, audited):
+    owner.execute(
+        "UPDATE pggit.webhook_limit SET breaker_until = now() - interval '1 s', retry_after_until = 'infinity'"
+    )
+    heard()
+    assert call("reset_webhook", webhook, "mended") == (
+        "webhook 7 (alerts) is reset: its breaker was half-open, its receiver had asked to wait until infinity;"
+        " it is sent to at once, at its full pace"
+    )
+
+    assert heard() == ["7"]
+    assert owner.execute("SELECT blocked_until FROM pggit.webhook_limit").fetchone() == (None,)
+    assert audited("operation", "details->>'reason'", "details->>'held'")[-1] == (
+        "webhook_reset", "mended", "its breaker was half-open, its receiver had asked to wait until infinity",
+    )  # fmt: skip
 
 
 async def test_workers_stop_at_a_pause_and_go_on_at_resume(rig: Rig):

@@ -123,3 +123,39 @@ async def test_four_workers_share_one_bucket_and_no_window_is_over(rig: Rig):
     assert_within_rate(arrived, rate_per_s=60, burst=12)
     # And the rate is reached: 468 tokens after the burst.
     assert arrived[-1] - arrived[0] < 468 / 60 * 1.25
+
+
+FLEET = {"DELIVERY_FLEET_RATE_PER_S": 60, "DELIVERY_FLEET_BURST": 10}
+
+
+async def test_the_fleet_has_a_limit_of_all_webhooks_together(rig: Rig):
+    ids = [await rig.add_webhook(f"/hook{number}") for number in range(5)]
+    async with rig.worker(WORKER_ID="one", **FLEET) as one, rig.worker(WORKER_ID="two", **FLEET) as two:
+        for webhook_id in ids:
+            await rig.insert(webhook_id, 20)
+        await rig.until_all("delivered")
+
+        assert sum(running.metric("pggit_reactor_fleet_waits_total") for running in (one, two)) >= 1
+    arrived = sorted(moments(rig))
+    assert len(arrived) == 100
+    assert_within_rate(arrived, rate_per_s=60, burst=10)
+    assert arrived[-1] - arrived[0] < 90 / 60 * 1.5
+    # Nobody is last: each webhook has had some before another is done.
+    first_half = {request.path for request in rig.receiver.requests[:50]}
+    assert len(first_half) == 5
+
+
+async def test_what_a_claim_did_not_use_of_the_fleets_tokens_goes_back(rig: Rig):
+    webhook_id = await rig.add_webhook(rate_per_s=1, burst=1)
+    other = await rig.add_webhook("/other")
+    async with rig.worker(DELIVERY_FLEET_RATE_PER_S=0.01, DELIVERY_FLEET_BURST=40):
+        # Each claim asks for as many as the webhook's concurrency allows, and gets a row or none.
+        await rig.insert(webhook_id, 20)
+        for _ in range(20):
+            await rig.insert(other)
+        await rig.receiver.wait_for(20, path="/other")
+        await rig.until("SELECT count(*) = 0 FROM pggit.alert_delivery_queue WHERE webhook_id = %s AND"
+                        " ready_at IS NOT NULL", other)  # fmt: skip
+
+        missing = "SELECT round(extract(epoch FROM bucket_tat - now()) / 100) FROM pggit.fleet_limit"
+        await rig.until(f"SELECT ({missing}) = (SELECT sum(attempt_count) FROM pggit.alert_delivery_queue)")

@@ -15,6 +15,7 @@ from pggit_reactor.core.token_bucket import (
     WAKE_SECONDS_MIN,
     Bucket,
     debt_at_new_rate,
+    ration,
 )
 
 START = 1_700_000_000_000_000
@@ -186,3 +187,13 @@ def test_a_bucket_that_fills_slowly_tells_when_the_next_token_comes():
 
     assert waits[0] == pytest.approx(10.0)
     assert all(later == pytest.approx(earlier - 1) for earlier, later in pairwise(waits[:10]))
+
+
+@given(st.dictionaries(st.integers(), st.integers(1, 40), max_size=20), st.integers(0, 300))
+def test_a_ration_hands_out_what_is_there_and_nobody_gets_a_second_before_all_had_one(budgets, tokens):
+    rationed = ration(budgets, tokens)
+
+    assert sum(rationed.values()) == min(tokens, sum(budgets.values()))
+    assert all(0 < count <= budgets[key] for key, count in rationed.items())
+    short = [rationed.get(key, 0) for key in budgets if rationed.get(key, 0) < budgets[key]]
+    assert not short or max(rationed.values(), default=0) <= min(short) + 1
