@@ -274,7 +274,6 @@ class DeliverySettings:
         metadata=about(
             "delivery.rate_per_s",
             "The rate of a webhook that is registered without one, in attempts a second; 0 is no limit.",
-            unit="per second",
             least=0,
             most=1_000_000,
         ),

@@ -162,7 +162,15 @@ class Worker:
             metrics=self.metrics,
             on_report=self._settled,
         )
-        self.claimer = Claimer(
+        self.claimer = self._make_claimer()
+        self.metrics.observe_load(
+            attempts_in_flight=lambda: self._capacity.in_flight,
+            body_bytes_in_memory=lambda: self._bodies.held_bytes,
+            settle_backlog=lambda: self._settler.backlog,
+        )
+
+    def _make_claimer(self) -> Claimer:
+        return Claimer(
             lane=self._lane("claim", CLAIM_OPTIONS, claims.warm_up),
             instance=self.identity.instance,
             lease_seconds=self.settings.worker.lease_seconds,
@@ -179,11 +187,6 @@ class Worker:
             learned=self._learned,
             webhook_share=self.settings.worker.webhook_share,
             fleet=self._fleet,
-        )
-        self.metrics.observe_load(
-            attempts_in_flight=lambda: self._capacity.in_flight,
-            body_bytes_in_memory=lambda: self._bodies.held_bytes,
-            settle_backlog=lambda: self._settler.backlog,
         )
 
     async def run(self, commands: Commands) -> int:
