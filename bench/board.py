@@ -14,8 +14,18 @@ from typing import Final, Self
 ROWS_MAX: Final = 1 << 20
 """Rows that can be timed in one run; numbers start at 1, and number 0 is for rows that nobody times."""
 
-_HEADER_OCTETS: Final = 16
 _OCTETS: Final = 8
+_HEADER_OCTETS: Final = 4 * _OCTETS
+
+
+class _Outage:
+    """Places in `Board.counters`: whether the receiver is away, and requests that found it so."""
+
+    is_on: Final = 2
+    tries: Final = 3
+
+
+OUTAGE: Final = _Outage()
 
 
 class Board:
@@ -28,7 +38,7 @@ class Board:
         view = memoryview(self._map)
         end = _HEADER_OCTETS + ROWS_MAX * _OCTETS
         self.counters = view[:_HEADER_OCTETS].cast("q")
-        """All requests that the receiver read; those of them that repeat a row."""
+        """All requests that the receiver read; those of them that repeat a row; and `OUTAGE`."""
         self.committed = view[_HEADER_OCTETS:end].cast("d")
         self.arrived = view[end : end + ROWS_MAX * _OCTETS].cast("d")
 
@@ -46,4 +56,4 @@ class Board:
 
     def missing(self, rows: range) -> int:
         """Count those of *rows* that have not arrived."""
-        return sum(1 for time in self.arrived[rows.start : rows.stop] if time == 0.0)
+        return sum(1 for row in rows if self.arrived[row] == 0.0)

@@ -59,6 +59,19 @@ class Contender(Protocol):
         """Start the process that delivers; it is ready when this returns, and ends at SIGTERM."""
 
 
+class Troubled(Contender, Protocol):
+    """A contender that has receivers in trouble among its endpoints, and lives on."""
+
+    insert_half_hanging: str
+    """Adds rows $1 to $2, the odd ones for a receiver that hangs, the others spread over the endpoints."""
+    insert_dead: str
+    """Adds ``%s`` rows that nobody times, for a receiver that is not there."""
+    insert_outage: str
+    """Adds rows $1 to $2, for a receiver that may be away for a while."""
+    clear: str
+    """Removes all rows; no process runs."""
+
+
 class Gated(Contender, Protocol):
     """A contender whose INSERTs cost what its own trigger costs, with workers asleep and busy."""
 

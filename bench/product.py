@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 import trio
 
-from bench import processes
+from bench import processes, receiver
 from bench.contender import ENDPOINTS, Stage
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import new_secret
@@ -28,6 +28,13 @@ DATABASE: Final = "bench_product"
 BACKLOG_ENDPOINTS: Final = 4
 RESTING_ID: Final = ENDPOINTS + 1
 """A webhook that is paused: its rows wake the worker, which then finds that it may not send them."""
+HANGING_ID: Final = ENDPOINTS + 2
+DEAD_ID: Final = ENDPOINTS + 3
+"""Its URL names a port that nobody listens on."""
+OUTAGE_ID: Final = ENDPOINTS + 4
+OUTAGE_ATTEMPTS_MAX: Final = 1000
+"""An outage is longer than four attempts last."""
+_NOBODY: Final = "https://localhost:1/dead"
 _READY: Final = "worker_started"
 
 _COLUMNS: Final = "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body)"
@@ -46,7 +53,14 @@ class Product:
     insert_resting = f"{_COLUMNS} VALUES ($1::bigint, $2::int + {RESTING_ID}, {_BODY.format(n='$1::bigint')})"
     resting = f"SELECT count(*) FROM pggit.alert_delivery_queue WHERE webhook_id = {RESTING_ID}"
     waiting = f"""
-        SELECT count(*) FROM pggit.alert_delivery_queue WHERE ready_at IS NOT NULL AND webhook_id <> {RESTING_ID}"""
+        SELECT count(*) FROM pggit.alert_delivery_queue WHERE ready_at IS NOT NULL AND webhook_id <= {ENDPOINTS}"""
+    insert_half_hanging = f"""{_COLUMNS}
+        SELECT n, CASE WHEN n % 2 = 1 THEN {HANGING_ID} ELSE n / 2 % {ENDPOINTS} + 1 END, {_BODY.format(n="n")}
+        FROM generate_series($1::bigint, $2::bigint) AS n"""
+    insert_dead = f"{_COLUMNS} SELECT n, {DEAD_ID}, {_BODY.format(n='0')} FROM generate_series(1, %s) AS n"
+    insert_outage = f"""{_COLUMNS} SELECT n, {OUTAGE_ID}, {_BODY.format(n="n")}
+        FROM generate_series($1::bigint, $2::bigint) AS n"""
+    clear = "TRUNCATE pggit.alert_delivery_queue CASCADE"
     trigger_off = "ALTER TABLE pggit.alert_delivery_queue DISABLE TRIGGER queue_after_insert"
     trigger_on = "ALTER TABLE pggit.alert_delivery_queue ENABLE TRIGGER queue_after_insert"
     gate_open = """
@@ -71,19 +85,30 @@ class Product:
             for number in range(ENDPOINTS):
                 await self._register(connection, number + 1, stage.receiver.url(number))
             await self._register(connection, RESTING_ID, stage.receiver.url(RESTING_ID), state="paused")
+            await self._register(connection, HANGING_ID, stage.receiver.url(receiver.HANGING_PATH))
+            await self._register(connection, DEAD_ID, _NOBODY)
+            outage = stage.receiver.url(receiver.OUTAGE_PATH)
+            await self._register(connection, OUTAGE_ID, outage, max_attempts=OUTAGE_ATTEMPTS_MAX)
 
     async def _register(
-        self, connection: TrioConnection, webhook_id: int, url: str, *, state: str = "active"
+        self,
+        connection: TrioConnection,
+        webhook_id: int,
+        url: str,
+        *,
+        state: str = "active",
+        max_attempts: int | None = None,
     ) -> None:
         sealer = Sealer(Keyring.parse(Secret(self._master_key)))
         await connection.execute(
-            "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin, state, rate_per_s)"
-            " VALUES (%s, %s, %s, 'https://localhost', %s, 0)",
+            "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin, state, rate_per_s, max_attempts)"
+            " VALUES (%s, %s, %s, 'https://localhost', %s, 0, %s)",
             (
                 webhook_id,
                 f"endpoint {webhook_id}",
                 sealer.seal(url.encode(), place=url_place(webhook_id)),
                 state,
+                max_attempts,
             ),
         )
         secret = new_secret(secrets.token_bytes(32)).encode()

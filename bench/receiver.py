@@ -1,13 +1,15 @@
 """The receiver of the bench: one process, one loop over TLS sockets, and no more than the figures need.
 
-It answers 200 at once and keeps the time at which each request was whole. Nothing else is in its way: no HTTP
-library, no framework, no event loop but epoll. What it could take at most is measured in each run
+It answers 200 at once and keeps the time at which each request was whole. Two paths are there for trouble: one is
+answered late, the other not at all while the board says so. Nothing else is in its way: no HTTP library, no
+framework, no event loop but epoll. What it could take at most is measured in each run
 (`measure_ceiling`), so that it is never taken for the contender's limit.
 """
 
 from __future__ import annotations
 
 import gc
+import heapq
 import re
 import select
 import socket
@@ -15,14 +17,14 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import attrs
 
 from bench import processes
-from bench.board import ROWS_MAX, Board
+from bench.board import OUTAGE, ROWS_MAX, Board
 from bench.machine import cpu_seconds
 from pggit_reactor.testing.certificates import Authority
 
@@ -30,6 +32,11 @@ HOST: Final = "127.0.0.1"
 CEILING_CONNECTIONS: Final = 32
 READ_OCTETS: Final = 64 * 1024
 ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+HANGING_PATH: Final = "hanging"
+HANG_SECONDS: Final = 5.0
+OUTAGE_PATH: Final = "outage"
+_HANGING: Final = b"POST /hanging "
+_OUTAGE: Final = b"POST /outage "
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _ROW: Final = re.compile(rb'"n": ?(\d+)')
 _READY: Final = "receiver listens on port "
@@ -44,7 +51,7 @@ class Receiver:
     ca_file: Path
     board: Board
 
-    def url(self, endpoint: int) -> str:
+    def url(self, endpoint: int | str) -> str:
         """Return the address of an endpoint, which is but a path."""
         return f"https://localhost:{self.port}/{endpoint}"
 
@@ -102,9 +109,10 @@ def measure_ceiling(receiver: Receiver, *, seconds: float) -> dict[str, float]:
 class _Connection:
     """One client: a handshake, then requests, each answered when it is whole."""
 
-    def __init__(self, tls: ssl.SSLSocket, board: Board) -> None:
+    def __init__(self, tls: ssl.SSLSocket, board: Board, late: _LateAnswers) -> None:
         self.tls = tls
         self._board = board
+        self._late = late
         self._buffer = b""
         self._greeted = False
 
@@ -123,18 +131,25 @@ class _Connection:
         if not octets:
             return False
         self._buffer = self._buffer + octets if self._buffer else octets
-        self._take_requests()
-        return True
+        return self._take_requests()
 
-    def _take_requests(self) -> None:
+    def _take_requests(self) -> bool:
         while (head_end := self._buffer.find(b"\r\n\r\n")) >= 0:
             length = _LENGTH.search(self._buffer, 0, head_end)
             end = head_end + 4 + (int(length[1]) if length else 0)
             if len(self._buffer) < end:
-                return
+                return True
+            if self._buffer.startswith(_OUTAGE) and self._board.counters[OUTAGE.is_on]:
+                self._board.counters[OUTAGE.tries] += 1
+                return False
             self._record(head_end + 4, end)
+            is_late = self._buffer.startswith(_HANGING)
             self._buffer = self._buffer[end:]
-            self.tls.sendall(ANSWER)
+            if is_late:
+                self._late.add(self.tls)
+            else:
+                self.tls.sendall(ANSWER)
+        return True
 
     def _record(self, begin: int, end: int) -> None:
         now = time.monotonic()
@@ -150,18 +165,39 @@ class _Connection:
             board.counters[1] += 1
 
 
+class _LateAnswers:
+    """Answers that are due some time after their request; to connections that may be gone by then."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, ssl.SSLSocket]] = []
+        self._count = 0
+
+    def add(self, tls: ssl.SSLSocket) -> None:
+        self._count += 1
+        heapq.heappush(self._due, (time.monotonic() + HANG_SECONDS, self._count, tls))
+
+    def send(self) -> float | None:
+        """Send what is due; return in how many seconds the next one is, None where there is none."""
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            with suppress(OSError, ValueError):
+                heapq.heappop(self._due)[2].sendall(ANSWER)
+        return max(0.0, self._due[0][0] - now) if self._due else None
+
+
 def _serve(listener: socket.socket, context: ssl.SSLContext, board: Board) -> None:
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
     connections: dict[int, _Connection] = {}
+    late = _LateAnswers()
     while True:
-        for descriptor, _ in poll.poll():
+        for descriptor, _ in poll.poll(late.send()):
             if descriptor == listener.fileno():
                 raw, _address = listener.accept()
                 raw.setblocking(False)
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 tls = context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
-                connections[tls.fileno()] = _Connection(tls, board)
+                connections[tls.fileno()] = _Connection(tls, board, late)
                 poll.register(tls, select.EPOLLIN)
             elif not connections[descriptor].on_readable():
                 poll.unregister(descriptor)

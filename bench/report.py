@@ -39,6 +39,11 @@ GOALS: Final[dict[tuple[str, str], str]] = {
     ("burst", "per_second"): "at least 2 x best peer",
     ("burst", "worker_cpu_per_1000"): "at most 0.08",
     ("burst", "worker_peak_mib"): "at most 100",
+    ("isolation", "p50_ms"): "at most 40",
+    ("isolation", "p99_ms"): "at most 100",
+    ("backlog", "p50_by_idle"): "at most 1.3",
+    ("backlog", "max_ms"): "at most 250",
+    ("outage", "busiest_second_share"): "at most 0.05",
 }
 _LABELS: Final = {
     "p50_ms": "p50, ms",
@@ -52,6 +57,16 @@ _LABELS: Final = {
     "worker_peak_mib": "worker's largest memory, MiB",
     "repeats": "requests that repeat a row",
     "foreign_cpu": "machine used by others",
+    "idle_p50_ms": "p50 without the backlog, ms",
+    "p50_by_idle": "p50 / p50 without the backlog",
+    "idle_database_cpu_per_1000": "database CPU-s per 1,000 without it",
+    "insert_seconds": "inserting the backlog, s",
+    "busiest_second_share": "share of the rows in the busiest second",
+    "first_seconds": "first row after the end, s",
+    "half_seconds": "half of them, s",
+    "last_seconds": "last one, s",
+    "outage_tries": "requests while it was away",
+    "outage_worker_cpu_seconds": "worker CPU-s while it was away",
 }
 
 

@@ -34,6 +34,11 @@ class Sizes:
     burst_rows: int
     insert_seconds: float
     ceiling_seconds: float
+    isolation_rows: int
+    isolation_seconds_max: float
+    backlog_rows: int
+    outage_rows: int
+    outage_seconds: float
 
 
 FULL: Final = Sizes(
@@ -45,6 +50,11 @@ FULL: Final = Sizes(
     burst_rows=5000,
     insert_seconds=1.5,
     ceiling_seconds=1.5,
+    isolation_rows=1000,
+    isolation_seconds_max=120.0,
+    backlog_rows=1_000_000,
+    outage_rows=5000,
+    outage_seconds=60.0,
 )
 QUICK: Final = Sizes(
     idle_rows=20,
@@ -55,6 +65,11 @@ QUICK: Final = Sizes(
     burst_rows=500,
     insert_seconds=0.25,
     ceiling_seconds=0.3,
+    isolation_rows=100,
+    isolation_seconds_max=60.0,
+    backlog_rows=2000,
+    outage_rows=50,
+    outage_seconds=1.0,
 )
 
 
@@ -99,12 +114,15 @@ class Trial:
     def commit_at_once(self, count: int) -> range:
         """Have rows committed at once; return their numbers once all have arrived."""
         rows = self.numbers.take(count)
-        insert = self.contender.insert_many
-        self.stage.producer.tell(
-            "burst", dsn=self.contender.dsn(), insert=insert, first=rows.start, count=count
-        )
+        self.commit(self.contender.insert_many, rows)
         self.stage.receiver.await_arrival(rows, seconds=ARRIVAL_SECONDS_MAX)
         return rows
+
+    def commit(self, insert: str, rows: range) -> None:
+        """Have *rows* committed at once, and do not wait for them."""
+        self.stage.producer.tell(
+            "burst", dsn=self.contender.dsn(), insert=insert, first=rows.start, count=len(rows)
+        )
 
     def await_done(self) -> None:
         """Return once the contender has done with every row, its bookkeeping included."""
@@ -137,7 +155,7 @@ def idle(trial: Trial) -> Figures:
     sizes = trial.sizes
     trial.commit_paced(sizes.warm_up_rows, every_seconds=WARM_UP_PACE_SECONDS, endpoints=1)
     trial.await_done()
-    return _paced(trial, sizes.idle_rows, every_seconds=sizes.idle_every_seconds, endpoints=1)
+    return paced(trial, sizes.idle_rows, every_seconds=sizes.idle_every_seconds, endpoints=1)
 
 
 def rate(trial: Trial) -> Figures:
@@ -145,10 +163,11 @@ def rate(trial: Trial) -> Figures:
     sizes = trial.sizes
     trial.commit_paced(sizes.warm_up_rows, every_seconds=WARM_UP_PACE_SECONDS, endpoints=ENDPOINTS)
     trial.await_done()
-    return _paced(trial, sizes.rate_rows, every_seconds=sizes.rate_every_seconds, endpoints=ENDPOINTS)
+    return paced(trial, sizes.rate_rows, every_seconds=sizes.rate_every_seconds, endpoints=ENDPOINTS)
 
 
-def _paced(trial: Trial, count: int, *, every_seconds: float, endpoints: int) -> Figures:
+def paced(trial: Trial, count: int, *, every_seconds: float, endpoints: int) -> Figures:
+    """Commit single rows on a schedule; return latencies and costs."""
     meter = _meter(trial)
     repeats = trial.repeats()
     meter.start()

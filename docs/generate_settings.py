@@ -40,8 +40,10 @@ A file that holds a secret must be readable by its owner alone; a group may read
 SECTIONS = {
     "database": "Where the queue is. The address never comes from the command line, where others could read it.",
     "keys": "What seals URLs, headers and secrets; see [keys](operations.md#keys).",
+    "secrets": "How signing secrets are rotated; see [rotation](operations.md#rotate-signing-secrets).",
     "worker": "How a worker works. At SIGHUP it takes up new keys and a new log level; the rest at its next start.",
     "delivery": "How a delivery is attempted. A webhook may have values of its own (`webhook set`).",
+    "retention": "How long what is over is kept; see [how long](data-protection.md#how-long).",
     "egress": "Where requests may go; see [security](security.md#where-requests-may-go).",
     "metrics": "Where a worker, or a supervisor, serves its probes.",
     "api": "Checked, and used by nothing in this version.",

@@ -68,7 +68,8 @@ class AlertHandler(BaseHTTPRequestHandler):
             print(f"refused: {error}", flush=True)
             self.answer(401)
             return
-        delivery_id = self.headers["webhook-id"]
+        # verify() takes either family of headers; where both are there, their ids are the same.
+        delivery_id = self.headers["webhook-id"] or self.headers["X-pgGit-Delivery-ID"]
         if self.seen.is_new(delivery_id):
             print(f"alert {delivery_id} {body.decode()}", flush=True)
         # A repeat is answered like the first: what the sender wants to know is that we have it.

@@ -4,6 +4,9 @@
 -- rewrites there: ACCESS EXCLUSIVE on queue, log, health, audit log and all views on them, taken at the start and held to
 -- the end; each table is rewritten once, by one ALTER TABLE (1 s per 1,000,000 rows), and its indexes are built anew.
 -- Time columns are timestamptz: sessions in different zones must agree on what is due.
+--
+-- Mended: it failed where an old audit log belonged to another role than the one that migrates.
+-- mends 7581f10b3b439775d193f8b45f9e102f1fa35c6539643d6ab53cfa404679f3dc
 
 ---------------------------------------------------------------------------------------------------------------------
 -- Adoption: what pgGit left is looked at, and what stands in the way is set aside; 0002 puts it back
@@ -534,7 +537,6 @@ CREATE TABLE pggit.webhook_audit_log (
     details jsonb
 ) PARTITION BY RANGE (audit_id);
 CREATE TABLE pggit.webhook_audit_log_default PARTITION OF pggit.webhook_audit_log DEFAULT;
-ALTER SEQUENCE pggit.webhook_audit_log_audit_id_seq OWNED BY pggit.webhook_audit_log.audit_id;
 CREATE INDEX webhook_audit_log_webhook_idx ON pggit.webhook_audit_log (webhook_id, occurred_at DESC);
 CREATE INDEX webhook_audit_log_rare_idx ON pggit.webhook_audit_log (operation, occurred_at DESC)
     WHERE operation NOT IN ('delivered', 'failed', 'retried');
@@ -570,6 +572,8 @@ BEGIN
     END LOOP;
     EXECUTE format('ALTER TABLE pggit.webhook_audit_log OWNER TO %I', pg_get_userbyid(adopted_owner));
 END $$;
+-- Only now: a sequence and its table must have the same owner, and an old log keeps the one that it had.
+ALTER SEQUENCE pggit.webhook_audit_log_audit_id_seq OWNED BY pggit.webhook_audit_log.audit_id;
 COMMENT ON TABLE pggit.webhook_audit_log IS 'Every attempt, and every change by people. Append-only for workers.';
 
 CREATE FUNCTION pggit.add_audit_partitions() RETURNS integer

@@ -31,6 +31,7 @@ from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import SystemClock
 from pggit_reactor.runtime.signals import Command, Commands, open_commands
 from pggit_reactor.runtime.worker import Worker
+from pggit_reactor.security.key_command import read_master_key
 from pggit_reactor.security.keyring import Keyring, require_keyring
 from pggit_reactor.security.sealing import Sealer
 
@@ -55,15 +56,18 @@ def worker_identity(settings: Settings) -> WorkerIdentity:
     )
 
 
-async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | None = None) -> int:
+async def run_worker(
+    settings: Settings, *, reread: Callable[[], Settings] | None = None, tells_deliveries: bool = False
+) -> int:
     """Run one worker until SIGTERM or SIGINT; return its exit status.
 
     Raises `ConfigurationError` (a wrong or missing key too) and `SchemaTooNewError` before anything is claimed. A
     database that does not answer or is not migrated yet is waited for: the worker is healthy, and not ready.
-    *reread* gives the settings anew at SIGHUP; keys and log level follow it.
+    *reread* gives the settings anew at SIGHUP; keys and log level follow it. *tells_deliveries*: what was delivered
+    is logged too, a line an attempt.
     """
     _configure_logging(settings)
-    keyring = require_keyring(settings.keys.master_key)
+    keyring = await _read_keyring(settings)
     if settings.database.url is None:
         raise ConfigurationError("no database is set; set PGGIT_REACTOR_DATABASE_URL (or DATABASE_URL)")
     identity = worker_identity(settings)
@@ -76,7 +80,7 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
     async def reload() -> Sealer:
         fresh = settings if reread is None else reread()
         _configure_logging(fresh)
-        fresh_keys = require_keyring(fresh.keys.master_key)
+        fresh_keys = await _read_keyring(fresh)
         await _check_database(fresh, fresh_keys)
         return Sealer(fresh_keys)
 
@@ -89,11 +93,17 @@ async def run_worker(settings: Settings, *, reread: Callable[[], Settings] | Non
             metrics=metrics,
             health=Health(),
             debug=settings.log.level is LogLevel.DEBUG,
+            tells_deliveries=tells_deliveries,
             reload=reload,
             before_work=partial(_wait_for_database, settings, keyring),
         )
         _spare_collector()
         return await worker.run(commands)
+
+
+async def _read_keyring(settings: Settings) -> Keyring:
+    # In a thread: a command may take its time, and deliveries shall not wait for it.
+    return require_keyring(await trio.to_thread.run_sync(read_master_key, settings.keys))
 
 
 def _spare_collector() -> None:

@@ -17,6 +17,8 @@ A class exists only where a caller would act differently::
     ├── UrlRefusedError             the URL policy refuses a URL, a name or an address
     ├── BadHeadersError             a header of a row or of a webhook may not be sent
     ├── SealError                   a sealed value does not open: wrong key, wrong row or altered
+    ├── RotationError               a rotation may not begin, or stopped: mend what it names, run it again
+    ├── AuditChainError             the audit chain ends in what no holder of the keys wrote: verify it
     ├── NotFoundError               nothing has that id or name
     └── VerificationError           a received request is not what its signature says
 
@@ -87,6 +89,14 @@ class BadHeadersError(ReactorError):
 
 class SealError(ReactorError):
     """A sealed value does not open: wrong key, wrong row, or altered."""
+
+
+class RotationError(ReactorError):
+    """A rotation may not begin now, or stopped on the way; nothing is lost, and it goes on where it stopped."""
+
+
+class AuditChainError(ReactorError):
+    """The audit chain ends in a segment that no holder of the master key wrote."""
 
 
 class NotFoundError(ReactorError):

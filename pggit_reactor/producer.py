@@ -49,7 +49,8 @@ def enqueue(
     - *priority*: -32768 to 32767, higher goes first.
     - *deliver_after* and *expires_at* are aware datetimes.
     - *headers* are sent with the request; names that the sender sets itself are refused.
-    - *ordering_key*: kept with the row, and not yet enforced.
+    - *ordering_key*: of a webhook with ``ordering=key``, deliveries of one key are sent one after another.
+    - *traceparent*: W3C Trace Context of version 00, which is sent on as it is; any other is refused.
 
     Nothing is committed: that is the caller's, as is any `psycopg.Error`, after which his transaction has
     failed as after any other. `TypeError` and `ValueError` for arguments are raised before anything is sent.
@@ -117,11 +118,20 @@ def _bound(*, body: object, headers: Mapping[str, str] | None, **others: object)
         moment = others[name]
         if isinstance(moment, datetime) and moment.utcoffset() is None:
             raise ValueError(f"{name} has no time zone: PostgreSQL would take it for the session's own")
+    traceparent = others["traceparent"]
+    if isinstance(traceparent, str) and not _is_traceparent(traceparent):
+        raise ValueError("traceparent is not of W3C version 00: 00-<32 hex>-<16 hex>-<2 hex>, in lower case")
     return {
         **others,
         "body": _json_text(body),
         "headers": None if headers is None else json.dumps(dict(headers)),
     }
+
+
+def _is_traceparent(text: str) -> bool:
+    from pggit_reactor.core.headers import TRACEPARENT
+
+    return TRACEPARENT.fullmatch(text) is not None
 
 
 def _json_text(body: object) -> str:

@@ -25,7 +25,8 @@ def verify(
     *body* is the octets as received, before any parsing. *headers* may spell their names in any case;
     either family (``webhook-*`` or ``X-pgGit-*``) will do, and where both are there, they must name the
     same id and second. Drop requests whose id you have seen: a delivery keeps its id over all its attempts.
-    *now* is Unix time; by default the clock's.
+    A secret is a shared one, or the public key (``whpk_``) of a sender who signs with Ed25519. *now* is Unix time; by
+    default the clock's.
 
     `VerificationError` says what is wrong with the request: answer 401. `ConfigurationError` says that a
     secret of yours is malformed or too short.

@@ -27,8 +27,8 @@ _INDENT = " " * 24
 def doctor(session: Session, as_json: bool) -> int:
     """Look for trouble, and say what to do about it.
 
-    Looks at the database (version, encoding, standby), migrations, roles, triggers, LISTEN (a round trip on
-    the workers' URL), keys, clocks, egress relaxations, rows and webhooks that wait for somebody, workers,
+    Looks at the database (version, encoding, standby), migrations, roles, rights, triggers, LISTEN (a round
+    trip on the workers' URL), keys, clocks, egress, rows and webhooks that wait for somebody, certificates, workers,
     audit partitions, and what slows the database as a whole. Changes nothing. Exit 3 where it found trouble.
 
     \b
@@ -86,11 +86,13 @@ def _checks(
     hold = session.settings.delivery.unknown_webhook_hold_seconds
     return {
         "roles": partial(diagnosis.check_roles, connection, server),
+        "rights": partial(diagnosis.check_rights, connection, server),
         "triggers": partial(diagnosis.check_triggers, connection, server),
         "listen": partial(diagnosis.check_listen, connection, server, session.listen_url()),
         "keys": partial(diagnosis.check_keys, connection, keyring),
         "queue": partial(diagnosis.check_queue, connection, hold_seconds=hold),
         "webhooks": partial(diagnosis.check_webhooks, connection),
+        "certificates": partial(diagnosis.check_certificates, connection),
         "workers": partial(diagnosis.check_workers, connection),
         "audit": partial(diagnosis.check_audit, connection),
         "activity": partial(diagnosis.check_activity, connection),
@@ -113,7 +115,7 @@ def _egress(session: Session) -> list[Finding]:
     from pggit_reactor.core.egress import PORT_DEFAULT
     from pggit_reactor.db import diagnosis
 
-    rules = session.settings.egress.rules()
+    rules = session.egress.rules()
     found = []
     if rules.unsafe_allow:
         entries = ", ".join(map(str, rules.unsafe_allow))
@@ -122,4 +124,7 @@ def _egress(session: Session) -> list[Finding]:
     if rules.ports != {PORT_DEFAULT}:
         ports = ", ".join(map(str, sorted(rules.ports)))
         found.append(diagnosis.note("egress", f"webhooks may have the ports {ports} (egress.ports)"))
+    if rules.proxy is not None:
+        what = f"requests go through the proxy {rules.proxy} (egress.proxy_url), which no rule judges"
+        found.append(diagnosis.note("egress", what))
     return found or [diagnosis.good("egress", "port 443 of public addresses, and nothing else")]

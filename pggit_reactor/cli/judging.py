@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pggit_reactor.core.url_policy import EgressRules, Target, judge_addresses, parse_target
+from pggit_reactor.core.url_policy import EgressRules, Target, parse_target
 from pggit_reactor.errors import UrlRefusedError
 
 if TYPE_CHECKING:
@@ -31,17 +31,13 @@ async def judge_url(url: str, rules: EgressRules, *, resolver: Resolver | None =
     """
     from pggit_reactor.delivery.failures import AttemptError
     from pggit_reactor.delivery.resolver import SystemResolver
+    from pggit_reactor.delivery.vetting import vet
 
     target = parse_target(url, rules)
-    if target.literal is not None:
-        return Judgement(target=target, addresses=(str(target.literal),), unresolved=None)
     try:
-        found = await (resolver or SystemResolver()).resolve(target.host, target.port)
+        judged = await vet(target, rules, resolver or SystemResolver())
     except AttemptError as error:
         return Judgement(target=target, addresses=(), unresolved=error.failure.detail)
-    except OSError as error:
-        return Judgement(target=target, addresses=(), unresolved=f"{target.host}: {error.strerror}")
-    judged = judge_addresses(target, found, rules)
     return Judgement(target=target, addresses=tuple(map(str, judged)), unresolved=None)
 
 

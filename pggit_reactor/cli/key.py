@@ -1,4 +1,4 @@
-"""`key new`, `key status`: the master keys."""
+"""`key new`, `key status`, `key rotate`, `key url-key`: the master keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 from pggit_reactor.cli.exits import Exit
 from pggit_reactor.cli.output import json_option, print_json, print_table
 from pggit_reactor.cli.session import Session, pass_session
-from pggit_reactor.errors import ConfigurationError, KeyringError
+from pggit_reactor.errors import ConfigurationError, KeyringError, NotFoundError
 
 if TYPE_CHECKING:
     from pggit_reactor.db.keys import KeyReport
@@ -79,13 +79,42 @@ def _write_new(path: Path, line: str) -> None:
 
 
 @key.command()
+@click.option("--rate", type=click.FloatRange(min=1), metavar="N", help="Values a second; by default 500.")
+@click.option("--retire", is_flag=True, help="At the end, retire the keys that nothing needs any more.")
+@click.option("--force", is_flag=True, help="Go on although a worker does not say that it has the key.")
+@json_option
+@pass_session
+def rotate(session: Session, rate: float | None, retire: bool, force: bool, as_json: bool) -> None:
+    """Seal everything anew with the active master key, the first of the key file.
+
+    Workers go on delivering. The order of a rotation:
+
+    \b
+    1. add the new key to each key file, as the second line; SIGHUP to each worker
+    2. make it the first line; SIGHUP to each worker
+    3. key rotate --retire
+    4. take the old line away; SIGHUP to each worker
+
+    A worker without the new key could open nothing any more, so rotate asks first, and names it. A run that was
+    stopped is gone on with by the next. A retired key opens nothing and seals nothing: keep it only for old backups.
+
+    \b
+    Example: pggit-reactor key rotate --retire
+    """
+    from pggit_reactor.cli.key_rotation import rotate_keys
+
+    session.run(lambda: rotate_keys(session, rate=rate, retire=retire, force=force, as_json=as_json))
+
+
+@key.command()
 @json_option
 @pass_session
 def status(session: Session, as_json: bool) -> int:
     """Compare the master keys with what the database was sealed with.
 
     A key is right (the database knows it), unused (the database has not seen it yet), wrong (another key has
-    this id) or missing. Exit 2 where one is wrong or missing.
+    this id) or missing. Exit 2 where one is wrong or missing. Beside it: how many sealed values need it, and how
+    many of the live workers have it.
 
     \b
     Example: pggit-reactor key status
@@ -118,6 +147,7 @@ def _row(report: KeyReport) -> Mapping[str, object]:
         "state": report.state,
         "active": report.active,
         "sealed_values": report.sealed_count,
+        "workers": f"{report.workers_with} of {report.workers}",
         "first_used": report.first_used_at,
         "retired": report.retired_at,
     }
@@ -134,3 +164,31 @@ def _refuse(reports: tuple[KeyReport, ...], keyring: Keyring | None, unreadable:
         raise KeyringError(f"{unreadable} sealed value(s) are of a form that this version does not know")
     if keyring is None:
         raise KeyringError("no master key is set; `pggit-reactor key new` makes one")
+
+
+@key.command("url-key")
+@pass_session
+def url_key(session: Session) -> int:
+    """Print what unlocks pggit.get_webhook_decrypted in a session of SQL.
+
+    It is derived from the master keys and opens the URLs of all webhooks, and nothing else: no signing secret,
+    no header. Whoever has it and may call the function reads them, so hand it out with care. One ID:KEY for
+    each master key that URLs are sealed with, commas between. A new master key makes a new one.
+
+    \b
+    Example: pggit-reactor key url-key
+             PGOPTIONS="-c pggit.url_key=$(pggit-reactor key url-key)" psql
+    """
+    return session.run(lambda: _url_key(session))
+
+
+async def _url_key(session: Session) -> Exit:
+    from pggit_reactor.db.keys import derive_url_keys, ensure_keys
+
+    async with session.open_database() as connection:
+        await ensure_keys(connection, session.keyring, by=session.actor.name)
+        keys = await derive_url_keys(connection, session.keyring)
+    if not keys:
+        raise NotFoundError("no URL is sealed in this database yet, so there is nothing to unlock")
+    click.echo(",".join(key.reveal() for key in keys))
+    return Exit.DONE

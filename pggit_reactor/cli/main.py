@@ -27,8 +27,12 @@ COMMANDS: Final = MappingProxyType(
         "webhook": Lazy("webhook", "webhook", "Register receivers, change, test and remove them"),
         "delivery": Lazy("delivery", "delivery", "Look at deliveries, and replay, requeue or cancel them"),
         "route": Lazy("route", "route", "Say which webhooks get which alerts, and ask why"),
+        "queue": Lazy("queue", "queue", "Count the queue, and remove what is over and old"),
         "key": Lazy("key", "key", "Make master keys, and check them against the database"),
+        "audit": Lazy("audit", "audit", "Read the audit log, and prove that it is whole"),
+        "erase": Lazy("erase", "erase", "Erase payloads and texts of a webhook or of an alert"),
         "url": Lazy("url", "url", "Ask the URL policy"),
+        "receiver": Lazy("receiver", "receiver", "Examine a receiver of webhooks"),
         "doctor": Lazy("doctor", "doctor", "Look for trouble, and say what to do about it"),
         "psql": Lazy("psql", "psql", "Open psql on the database"),
     }

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--check", "check_only", is_flag=True, help="Change nothing; exit 3 where work is left.")
 @click.option(
+    "--expand",
+    "expand_only",
+    is_flag=True,
+    help="Leave out what older workers cannot live with, for a rolling upgrade.",
+)
+@click.option(
     "--legacy-timezone",
     metavar="ZONE",
     help="Read the plain timestamps of pgGit's tables in this zone; default: the database's own.",
@@ -34,12 +40,21 @@ if TYPE_CHECKING:
 @json_option
 @pass_session
 def migrate(
-    session: Session, check_only: bool, legacy_timezone: str | None, dump: Path | None, as_json: bool
+    session: Session,
+    *,
+    check_only: bool,
+    expand_only: bool,
+    legacy_timezone: str | None,
+    dump: Path | None,
+    as_json: bool,
 ) -> int:
     """Bring the schema up to date, or say what is missing.
 
     All that is pending runs in one transaction: a failure leaves nothing half done, and of two runs at once
     the second waits and finds nothing to do. Needs PostgreSQL 15 or later and a UTF-8 database.
+
+    Contract steps take away what older workers use: such a worker finishes what it sends and exits with 4. To
+    upgrade without that, run it with --expand, replace the workers, and run it once more.
 
     Tables of pgGit's phase 8 are adopted in place, with their rows; views on them are made again.
 
@@ -47,29 +62,36 @@ def migrate(
     Example: pggit-reactor migrate --check || pggit-reactor migrate
              pg_dump -Fc pggit > pggit.dump && pggit-reactor migrate --rehearse pggit.dump
     """
+    if sum((check_only, expand_only, dump is not None)) > 1:
+        raise click.UsageError(
+            "--rehearse looks at a dump, --check changes nothing, --expand does; give one of them"
+        )
     if dump is not None:
-        if check_only:
-            raise click.UsageError("--rehearse looks at a dump, --check at the database; give one of them")
         rehearsed = dump
         return session.run(lambda: _rehearse(session, rehearsed, legacy_timezone, as_json))
     if check_only:
         return session.run(lambda: _check(session, as_json))
-    return session.run(lambda: _migrate(session, legacy_timezone, as_json))
+    return session.run(lambda: _migrate(session, legacy_timezone, as_json, expand_only=expand_only))
 
 
-async def _migrate(session: Session, legacy_timezone: str | None, as_json: bool) -> Exit:
+async def _migrate(
+    session: Session, legacy_timezone: str | None, as_json: bool, *, expand_only: bool
+) -> Exit:
     from pggit_reactor.db.migrate import migrate as run
 
     # A rewrite of a large table takes what it takes.
     async with session.open_database(any_schema=True, seconds=math.inf) as connection:
-        report = await run(connection, legacy_timezone=legacy_timezone)
+        report = await run(connection, legacy_timezone=legacy_timezone, expand_only=expand_only)
     applied = [migration.file_name for migration in report.applied]
+    left = [migration.file_name for migration in report.left]
     if as_json:
-        print_json({"applied": applied, "already_count": report.already_count})
+        print_json({"applied": applied, "already_count": report.already_count, "left": left})
         return Exit.DONE
     for name in applied:
         click.echo(f"applied {name}")
-    if not applied:
+    for name in left:
+        click.echo(f"left {name} for `migrate` without --expand, when the last old worker is gone")
+    if not applied and not left:
         click.echo(f"nothing to do: {report.already_count} migration(s) are applied")
     return Exit.DONE
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+import time
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final
 
@@ -46,4 +47,43 @@ class MomentParameter(click.ParamType[float | datetime]):
         return moment.astimezone()
 
 
+class PastParameter(click.ParamType[datetime]):
+    """A moment that is over: so long ago, by this machine's clock, or a time with its zone."""
+
+    name = "moment"
+
+    def convert(
+        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return an aware datetime; a time without a zone is of this machine's."""
+        if not isinstance(value, str):
+            return value
+        seconds = seconds_of(value) if not value.isdecimal() else None
+        if seconds is not None:
+            return datetime.fromtimestamp(time.time() - seconds, UTC)
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except ValueError:
+            self.fail(
+                f"{value[:40]!r} is no moment; right is a time such as 2026-11-24T18:00+01:00, or 2h, 7d"
+            )
+
+
+class AgeParameter(click.ParamType[float]):
+    """How long ago something must have happened, in seconds."""
+
+    name = "age"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds; a bare number is refused, for it says no unit."""
+        if not isinstance(value, str):
+            return value
+        seconds = seconds_of(value) if not value.isdecimal() else None
+        if seconds is None:
+            self.fail(f"{value[:40]!r} is no age; right is a number with its unit, such as 30d or 12h")
+        return seconds
+
+
 MOMENT: Final = MomentParameter()
+PAST: Final = PastParameter()
+AGE: Final = AgeParameter()

@@ -4,8 +4,9 @@ Commands use the native connection of `db/connect.py`: a single one, for a momen
 pool, and nothing of asyncio is imported. No session setting is sent (a pooler refuses them), so waits are
 bounded on this side: `DATABASE_SECONDS`, after which the statement is cancelled in the server.
 
-Where no database is configured at all, the `up` that runs in this folder is the database, with its key; that
-is said on standard error each time. The worker and `up` itself do not look for it.
+Where no database is configured at all, the `up` that runs in this folder is the database, with its key and its
+rules for where requests may go; that is said on standard error each time. The worker and `up` itself do not look
+for it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -25,7 +27,7 @@ from pggit_reactor.errors import ConfigurationError, DatabaseUnavailableError, N
 
 if TYPE_CHECKING:
     from pggit_reactor.cli.up_instance import UpInstance
-    from pggit_reactor.config.settings import Settings
+    from pggit_reactor.config.settings import EgressSettings, Settings
     from pggit_reactor.core.secret import Secret
     from pggit_reactor.db.connect import TrioConnection
     from pggit_reactor.db.registry import By
@@ -49,6 +51,7 @@ class Session:
         self._config = config
         self._log_level = log_level
         self._actor_name = actor_name
+        self._warned: set[str] = set()
 
     # -- settings
 
@@ -64,8 +67,16 @@ class Session:
         overrides = {"log.level": self._log_level, "worker.processes": processes}
         loaded = load_settings(environ=os.environ, toml_path=self._toml_path(), overrides=overrides)
         for warning in loaded.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            if warning not in self._warned:
+                self._warned.add(warning)
+                click.echo(f"warning: {warning}", err=True)
         return loaded.settings
+
+    @property
+    def egress(self) -> EgressSettings:
+        """Where requests may go; as the `up` of this folder was told, where that is the database."""
+        found = self.up_instance is not None
+        return self.load().egress if found else self.settings.egress
 
     def _toml_path(self) -> Path | None:
         if self._config is not None:
@@ -91,7 +102,9 @@ class Session:
         """The user of the operating system, or who was named by ``--as``; for the audit log."""
         from pggit_reactor.db.registry import By
 
-        return By(name=self._actor_name or _os_user(), host=socket.gethostname())
+        return By(
+            name=self._actor_name or _os_user(), host=socket.gethostname(), request_id=str(uuid.uuid4())
+        )
 
     # -- database and keys
 
@@ -107,6 +120,8 @@ class Session:
         except NotFoundError:
             return None
         click.echo(f"note: no database is configured; this is the `up` in {DEFAULT_DATA}", err=True)
+        # What this command was told itself goes before.
+        os.environ.update({name: value for name, value in instance.environ.items() if name not in os.environ})
         return instance
 
     def database_url(self) -> Secret[str]:
@@ -128,7 +143,13 @@ class Session:
 
     def master_key(self) -> Secret[str] | None:
         """Return the text of the master keys, or None."""
-        text = self.settings.keys.master_key
+        return self._master_key
+
+    @cached_property
+    def _master_key(self) -> Secret[str] | None:
+        from pggit_reactor.security.key_command import read_master_key
+
+        text = read_master_key(self.settings.keys)
         if text is None and self.up_instance is not None:
             return self.up_instance.master_key()
         return text

@@ -24,7 +24,14 @@ import click
 from pggit_reactor.cli.exits import Exit
 from pggit_reactor.cli.server_programs import require_server_programs
 from pggit_reactor.cli.session import Session, pass_session
-from pggit_reactor.cli.up_instance import DEFAULT_DATA, MASTER_KEY_NAME, PASSFILE_NAME, UpInstance, forget_up
+from pggit_reactor.cli.up_instance import (
+    DEFAULT_DATA,
+    MASTER_KEY_NAME,
+    PASSFILE_NAME,
+    UpInstance,
+    forget_up,
+    passed_on,
+)
 from pggit_reactor.errors import ConfigurationError, EmbeddedPostgresError
 
 if TYPE_CHECKING:
@@ -113,7 +120,7 @@ async def _work(settings: Settings, data: Path, port: int) -> int:
         with _announced(instance, data):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_keep_running, server)
-                status = await run_worker(own)
+                status = await run_worker(own, tells_deliveries=True)
                 nursery.cancel_scope.cancel()
     click.echo("stopped; the data stay, and the next `up` goes on with them", err=True)
     return status
@@ -197,6 +204,7 @@ async def _prepare(server: EmbeddedPostgres) -> UpInstance:
         passfile=server.data / PASSFILE_NAME,
         master_key_file=server.data / MASTER_KEY_NAME,
         bin_dir=server.bin_dir,
+        environ=passed_on(os.environ),
     )
     if not instance.master_key_file.exists():
         key = new_key_line(KEY_ID, secrets.token_bytes(KEY_OCTETS))

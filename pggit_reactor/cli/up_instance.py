@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
 
@@ -25,6 +26,14 @@ DEFAULT_DATA: Final = Path(".reactor/up")
 FILE_NAME: Final = "running.json"
 PASSFILE_NAME: Final = "pgpass"
 MASTER_KEY_NAME: Final = "master.key"
+PASSED_ON: Final = (
+    "PGGIT_REACTOR_EGRESS_UNSAFE_ALLOW",
+    "PGGIT_REACTOR_EGRESS_ALLOW",
+    "PGGIT_REACTOR_EGRESS_DENY",
+    "PGGIT_REACTOR_EGRESS_PORTS",
+    "SSL_CERT_FILE",
+)
+"""Variables of `up` that other commands take over: where requests may go and whom to trust. None holds a secret."""
 
 
 @attrs.frozen(kw_only=True)
@@ -40,6 +49,8 @@ class UpInstance:
     master_key_file: Path
     bin_dir: Path
     """The folder of the server's programs; psql may be among them."""
+    environ: Mapping[str, str] = MappingProxyType({})
+    """Those of `PASSED_ON` that it was started with."""
 
     @property
     def dsn(self) -> str:
@@ -54,6 +65,7 @@ class UpInstance:
     def write(self, data: Path) -> None:
         """Say in *data* that it runs; a reader never sees half of it."""
         fields = {name: _plain(value) for name, value in attrs.asdict(self).items()}
+        fields["environ"] = dict(self.environ)
         fresh = data / f"{FILE_NAME}.fresh"
         fresh.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         fresh.replace(data / FILE_NAME)
@@ -92,9 +104,24 @@ def _instance(fields: Mapping[str, object]) -> UpInstance:
             passfile=Path(str(fields["passfile"])),
             master_key_file=Path(str(fields["master_key_file"])),
             bin_dir=Path(str(fields["bin_dir"])),
+            environ=_passed_on(fields.get("environ", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{FILE_NAME} was not written by this version of `up`: {error!r}") from None
+
+
+def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what of *environ* other commands take over; a file by its full path, for they may run elsewhere."""
+    found = {name: environ[name] for name in PASSED_ON if environ.get(name)}
+    if "SSL_CERT_FILE" in found:
+        found["SSL_CERT_FILE"] = str(Path(found["SSL_CERT_FILE"]).absolute())
+    return found
+
+
+def _passed_on(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError("environ")
+    return {name: str(text) for name, text in value.items() if name in PASSED_ON}
 
 
 def _plain(value: object) -> object:

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import stat
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -19,18 +13,25 @@ from pggit_reactor.cli.parameters import BIGINT, webhook_argument
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.cli.webhook_import import import_phase7
 from pggit_reactor.cli.webhook_keys import keys_help, parse_change
+from pggit_reactor.cli.webhook_secret import (
+    algorithm_option,
+    read_secret,
+    rotate_secret,
+    say_secret,
+    shown_public,
+    shown_secret,
+)
 from pggit_reactor.cli.webhook_state import disable, enable, pause, reset, resume
 from pggit_reactor.cli.webhook_trial import test
+from pggit_reactor.core.model import SignatureAlgorithm
 from pggit_reactor.core.secret import Secret
-from pggit_reactor.core.signing import new_secret, secret_key
-from pggit_reactor.errors import ConfigurationError
+from pggit_reactor.core.signing_keys import public_key_of
 
 if TYPE_CHECKING:
+    from pggit_reactor.config.settings import DeliverySettings
     from pggit_reactor.core.url_policy import Target
-    from pggit_reactor.db.registry import Change, Revealed, WebhookRecord
+    from pggit_reactor.db.registry import Change, Revealed, SecretRecord, WebhookRecord
 
-SECRET_FILE_OCTETS_MAX: Final = 4096
-_NEW_SECRET_OCTETS: Final = 32
 _KEYS_HELP: Final = (
     "\b\nKeys (KEY= with nothing behind it puts the default back, or takes a header or label away):\n"
     + keys_help()
@@ -49,7 +50,7 @@ def webhook() -> None:
     """
 
 
-for _command in (test, pause, resume, disable, enable, reset, import_phase7):
+for _command in (test, pause, resume, disable, enable, reset, rotate_secret, import_phase7):
     webhook.add_command(_command)
 
 
@@ -63,10 +64,11 @@ for _command in (test, pause, resume, disable, enable, reset, import_phase7):
 @click.option(
     "--secret-file", metavar="F", help="The signing secret, from a file, or from - (standard input)."
 )
+@algorithm_option
 @click.option(
-    "--rate", metavar="R", help="Attempts a second of all workers together, 0 for no limit; by default 100."
+    "--rate", metavar="R", help="Attempts a second, 0 for no limit; by default delivery.rate_per_s."
 )
-@click.option("--burst", metavar="B", help="Attempts at once above that rate; by default 20.")
+@click.option("--burst", metavar="B", help="Attempts that may begin at once; by default 20.")
 @click.option("--concurrency", metavar="C", help="Attempts in flight, 1 to 256; by default 32.")
 @click.option("--require-dns", is_flag=True, help="Refuse a name that does not resolve now.")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
@@ -79,6 +81,7 @@ def add(
     name: str | None,
     webhook_id: int | None,
     secret_file: str | None,
+    algorithm: str | None,
     rate: str | None,
     burst: str | None,
     concurrency: str | None,
@@ -97,18 +100,29 @@ def add(
     options = {"name": name, "rate": rate, "burst": burst, "concurrency": concurrency}
     given = [f"{option}={value}" for option, value in options.items() if value is not None]
     change = parse_change((f"url={url}", *given, *words))
-    made = secret_file is None
-    secret = _new_secret() if secret_file is None else _read_secret(secret_file)
+    change = _with_rate(session, change)
+    _warn_of_single_pin(change)
+    secret = _secret(secret_file, algorithm)
     record = session.run(lambda: _add(session, change, secret, webhook_id, require_dns=require_dns))
-    shown = secret.reveal() if made else None
+    public_key = public_key_of(secret.reveal())
+    shown = shown_secret(secret, public_key) if secret_file is None else shown_public(public_key)
     if as_json:
         about = {"name": record.name, "url_origin": record.url_origin}
-        print_json(about | ({"secret": shown} if made else {}) | {"webhook_id": record.webhook_id})
+        print_json(about | shown | {"webhook_id": record.webhook_id})
         return
     click.echo(f"registered {record.name} for {record.url_origin}")
-    if made:
-        click.echo(f"signing secret, shown only now: {shown}")
+    say_secret(shown)
     click.echo(record.webhook_id)
+
+
+def _secret(secret_file: str | None, algorithm: str | None) -> Secret[str]:
+    from pggit_reactor.db.secrets import draw_secret
+
+    if secret_file is None:
+        return draw_secret(SignatureAlgorithm(algorithm or SignatureAlgorithm.HMAC_SHA256))
+    if algorithm is not None:
+        raise click.UsageError("--algorithm is for a secret that is made here; a file's is what it is")
+    return read_secret(secret_file)
 
 
 async def _add(
@@ -130,7 +144,7 @@ async def _judged(session: Session, change: Change, *, require_dns: bool) -> Cha
     if change.url is None:
         return change
     judge = require_good_url if require_dns else judge_url
-    judgement = await judge(change.url.reveal(), session.settings.egress.rules())
+    judgement = await judge(change.url.reveal(), session.egress.rules())
     if judgement.unresolved is not None:
         click.echo(
             f"warning: {judgement.unresolved}; registered all the same, its addresses are judged at each delivery",
@@ -140,34 +154,21 @@ async def _judged(session: Session, change: Change, *, require_dns: bool) -> Cha
     return attrs.evolve(change, url_origin=target.origin)
 
 
-def _new_secret() -> Secret[str]:
-    return Secret(new_secret(secrets.token_bytes(_NEW_SECRET_OCTETS)))
+def _with_rate(session: Session, change: Change) -> Change:
+    """Return *change* of a new webhook with the rate that the settings say, where it names none."""
+    if change.policy.get("rate_per_s") is not None:
+        return change
+    return attrs.evolve(change, policy={**change.policy, "rate_per_s": session.settings.delivery.rate_per_s})
 
 
-def _read_secret(place: str) -> Secret[str]:
-    """Return the signing secret in the file *place*, or on standard input; a line's end is not part of it."""
-    try:
-        if place == "-":
-            octets = sys.stdin.buffer.read(SECRET_FILE_OCTETS_MAX + 1)
-        else:
-            with Path(place).open("rb") as file:
-                _warn_of_mode(place, file.fileno())
-                octets = file.read(SECRET_FILE_OCTETS_MAX + 1)
-        content = octets.decode("utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the secret from {place}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"the secret in {place} is not UTF-8") from None
-    if len(octets) > SECRET_FILE_OCTETS_MAX or "\n" in content:
-        raise ConfigurationError(f"{place} is no signing secret: it has several lines or is too long")
-    secret_key(content)  # refuses what cannot sign
-    return Secret(content)
-
-
-def _warn_of_mode(place: str, descriptor: int) -> None:
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
-        click.echo(f"warning: {place} is readable by everybody; right is mode 0600", err=True)
+def _warn_of_single_pin(change: Change) -> None:
+    pins = change.policy.get("pins")
+    if isinstance(pins, tuple) and len(pins) == 1:
+        click.echo(
+            "note: one pin alone: when the receiver changes its key, deliveries fail until the pin is changed; "
+            "pin the key that it will use next as well",
+            err=True,
+        )
 
 
 @webhook.command("list")
@@ -224,10 +225,17 @@ def show(session: Session, which: int | str, reveal: bool, as_json: bool) -> Non
         return
     facts = {name: value for name, value in _fields(record).items() if name != "secrets"}
     facts["secret_versions"] = [secret.version for secret in record.secrets]
+    facts |= {f"secret_{secret.version}": _secret_fact(secret) for secret in record.secrets}
     facts["waiting"] = waiting
-    print_facts(facts)
+    print_facts(_with_defaults(facts, session.settings.delivery))
     if revealed is not None:
         _print_revealed(revealed)
+
+
+def _secret_fact(secret: SecretRecord) -> str:
+    until = "" if secret.expires_at is None else f", until {secret.expires_at}"
+    public = "" if secret.public_key is None else f", public key {secret.public_key}"
+    return f"{secret.algorithm}, since {secret.not_before}{until}, by {secret.created_by or '-'}{public}"
 
 
 async def _show(
@@ -250,6 +258,16 @@ def _print_revealed(revealed: Revealed) -> None:
     facts |= {f"header {name}": value.reveal() for name, value in revealed.headers.items()}
     facts |= {f"secret {version}": secret.reveal() for version, secret in revealed.secrets.items()}
     print_facts(facts)
+
+
+def _with_defaults(facts: dict[str, object], delivery: DeliverySettings) -> dict[str, object]:
+    """Return *facts* with what holds where nothing is set: a worker's settings are taken for those here."""
+    defaults = {
+        "attempt_timeout_seconds": f"{delivery.timeout_seconds:g}",
+        "max_attempts": "max_retries of the delivery + 1",
+        "max_body_bytes": str(delivery.max_body_bytes),
+    }
+    return facts | {name: f"{value} (default)" for name, value in defaults.items() if facts.get(name) is None}
 
 
 def _fields(record: WebhookRecord) -> dict[str, object]:
@@ -276,6 +294,7 @@ def set_(session: Session, which: int | str, words: tuple[str, ...], require_dns
     Example: pggit-reactor webhook set alerts concurrency=8 header.Authorization=@token.txt
     """
     change = parse_change(words)
+    _warn_of_single_pin(change)
     webhook_id = session.run(lambda: _set(session, which, change, require_dns=require_dns))
     click.echo(f"changed webhook {webhook_id}")
 

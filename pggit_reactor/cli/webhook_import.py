@@ -122,7 +122,7 @@ async def _open(session: Session, old: Phase7Webhook, constant: str) -> _Opened:
         url = open_phase7_url(old.encrypted_url, constant)
         if not url.reveal():
             return _Opened(old=old, skipped="has no URL")
-        judgement = await judge_url(url.reveal(), session.settings.egress.rules())
+        judgement = await judge_url(url.reveal(), session.egress.rules())
     except (SealError, UrlRefusedError) as error:
         return _Opened(old=old, refused=str(error))
     if judgement.unresolved is not None:
@@ -144,7 +144,8 @@ async def _register(session: Session, opened: _Opened) -> _Imported:
         sealer = await session.open_sealer(connection)
         name = await register_phase7_webhook(
             connection, sealer, old,
-            url=opened.url, url_origin=opened.url_origin, secret=Secret(secret), by=session.actor,
+            url=opened.url, url_origin=opened.url_origin, secret=Secret(secret),
+            rate_per_s=session.settings.delivery.rate_per_s, by=session.actor,
         )  # fmt: skip
         waiting = await count_waiting(connection, old.webhook_id)
     done = _result(opened, result="imported" if old.is_enabled else "imported, disabled")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -18,12 +19,16 @@ import attrs
 
 from pggit_reactor.cli.lazy import guess
 from pggit_reactor.cli.moments import seconds_of
+from pggit_reactor.cli.webhook_certificates import CERTIFICATE_KEYS, read_certificates
 from pggit_reactor.config.settings import ATTEMPT_TIMEOUT_SECONDS_MAX
 from pggit_reactor.core.headers import check_extra_headers
-from pggit_reactor.core.model import SignatureScope
+from pggit_reactor.core.model import Ordering, SignatureScope
+from pggit_reactor.core.pins import PINS_MAX, parse_pins
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import parse_words
 from pggit_reactor.db.registry import Change
 from pggit_reactor.errors import ConfigurationError
+from pggit_reactor.security.certificates import RegisteredCertificates
 
 NAME_CHARACTERS_MAX: Final = 255
 LABELS_MAX: Final = 64
@@ -68,8 +73,16 @@ def _rate(word: str) -> float | None:
     return float(Decimal(word)) if _DECIMAL.fullmatch(word) else None
 
 
+def _status_policy(word: str) -> dict[str, str]:
+    return parse_words(word.split(",")).table()
+
+
 def _scope(word: str) -> SignatureScope | None:
     return SignatureScope(word) if word in set(SignatureScope) else None
+
+
+def _ordering(word: str) -> Ordering | None:
+    return Ordering(word) if word in set(Ordering) else None
 
 
 KEYS: Final = MappingProxyType(
@@ -90,8 +103,23 @@ KEYS: Final = MappingProxyType(
         "signature_scope": _Key(
             "signature_scope", "full, or body-only for receivers of the old guide", _scope
         ),
-        "rate": _Key("rate_per_s", "attempts a second of all workers together, 0 for no limit", _rate),
-        "burst": _Key("burst", "attempts at once above that rate, 1 to 1000000", _whole(1, 1_000_000)),
+        "pins": _Key(
+            "pins", f"sha256/BASE64 of the receiver's public key, 1 to {PINS_MAX} with commas", parse_pins
+        ),
+        "rotate_every": _Key(
+            "rotate_every",
+            "how often a new signing secret is made, from 1h to 3650d; by default never",
+            _seconds(3600, 3650 * _DAY_SECONDS),
+        ),
+        "weight": _Key("weight", "its share of a worker that is short of room, 1 to 100", _whole(1, 100)),
+        "status_policy": _Key(
+            "status_policy", "404:transient,5xx:permanent: what statuses mean here", _status_policy
+        ),
+        "ordering": _Key(
+            "ordering", "none, webhook (one after another) or key (so for each ordering_key)", _ordering
+        ),
+        "rate": _Key("rate_per_s", "attempts a second, 0 for no limit", _rate),
+        "burst": _Key("burst", "attempts that may begin at once, 1 to 1000000", _whole(1, 1_000_000)),
     }
 )
 
@@ -99,6 +127,7 @@ _OTHER_KEYS: Final = MappingProxyType(
     {
         "name": f"1 to {NAME_CHARACTERS_MAX} printable characters, not a number alone",
         "url": "an https URL",
+        **CERTIFICATE_KEYS,
         "header.NAME": "sent with each delivery, sealed; @FILE reads the value from a file",
         "label.NAME": "any text, for people",
         "labels": 'all labels at once, as JSON: {"team": "db"}',
@@ -140,6 +169,7 @@ class _Asked:
     url: Secret[str] | None = None
     policy: dict[str, object] = attrs.field(factory=dict)
     headers: dict[str, Secret[str] | None] = attrs.field(factory=dict)
+    certificates: dict[str, RegisteredCertificates | None] = attrs.field(factory=dict)
     labels: dict[str, str | None] = attrs.field(factory=dict)
     replaces_labels: bool = False
 
@@ -150,6 +180,8 @@ class _Asked:
             self.headers[name.removeprefix(_HEADER)] = _header_value(name, value)
         elif name.startswith(_LABEL):
             self.labels |= _label(name.removeprefix(_LABEL), value or None)
+        elif name in CERTIFICATE_KEYS:
+            self.certificates[name] = read_certificates(name, value, wall_now=time.time())
         elif name == "labels":
             self.replaces_labels = True
             self.labels = _labels(value) | self.labels
@@ -168,6 +200,7 @@ class _Asked:
             url=self.url,
             policy=self.policy,
             headers=self.headers,
+            certificates=self.certificates,
             labels=self.labels,
             replaces_labels=self.replaces_labels,
         )

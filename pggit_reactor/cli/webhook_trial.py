@@ -15,6 +15,7 @@ from pggit_reactor.cli.exits import Exit
 from pggit_reactor.cli.output import json_option, print_json, text
 from pggit_reactor.cli.parameters import webhook_argument
 from pggit_reactor.cli.session import Session, pass_session
+from pggit_reactor.core.echoes import mask_echoes
 from pggit_reactor.core.model import (
     Answer,
     AttemptFailure,
@@ -134,7 +135,7 @@ async def _send(session: Session, webhook: Webhook) -> Trial:
         "sent_at": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
         "message": "A test of pggit-reactor: nothing has happened.",
     }
-    async with open_transport(session.settings.egress.rules()) as transport:
+    async with open_transport(session.egress.rules()) as transport:
         result = await send_attempt(
             transport,
             webhook,
@@ -143,6 +144,9 @@ async def _send(session: Session, webhook: Webhook) -> Trial:
             event_type=EVENT_TYPE,
             wall_now=now,
         )
+    if isinstance(result.outcome, Answer):
+        excerpt = mask_echoes(result.outcome.excerpt, webhook)
+        result = attrs.evolve(result, outcome=attrs.evolve(result.outcome, excerpt=excerpt))
     return Trial(
         webhook_id=webhook.webhook_id,
         name=webhook.name,

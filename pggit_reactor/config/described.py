@@ -54,6 +54,7 @@ def describe_settings() -> tuple[SettingDescription, ...]:
 def _describe(field: SettingField) -> SettingDescription:
     facts = field.setting
     words = ", ".join(field.type) if isinstance(field.type, type) and issubclass(field.type, Enum) else ""
+    words = "true, false" if field.type is bool else words
     return SettingDescription(
         key=facts.key,
         variable=facts.variable,
@@ -70,6 +71,8 @@ def _describe(field: SettingField) -> SettingDescription:
 def _default_text(default: object) -> str:
     if default is None or default == "":
         return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
     return f"{default:.15g}" if isinstance(default, float) else str(default)
 
 

@@ -19,16 +19,21 @@ HONOURED: Final[Mapping[str, str]] = MappingProxyType(
         "HTTP_TIMEOUT": "delivery.timeout_seconds",
         "LOG_LEVEL": "log.level",
         "METRICS_PORT": "metrics.port",
+        "RATE_LIMIT_RPS": "delivery.rate_per_s",
+        "AUDIT_LOG_RETENTION_DAYS": "retention.audit_days",
     }
 )
 """Legacy variable to the key of the setting that it sets."""
 
 _BATCH: Final = "a worker claims what can be sent at once; PGGIT_REACTOR_WORKER_ATTEMPTS_MAX bounds it"
-_RATE: Final = "each webhook has a rate of its own (`pggit-reactor webhook set`)"
-_BREAKER: Final = "the circuit breaker is shared by all workers and has no setting"
+_BREAKER: Final = (
+    "the circuit breaker is shared by all workers: it opens at 5 failures in a row, or when most of 20 fail"
+)
 _POOL: Final = "a worker keeps a few connections of its own, and there is no pool to size"
-_TLS: Final = "TLS 1.2 or later and a verified certificate are always required"
-_PINS: Final = "pins belong to a webhook (`pggit-reactor webhook set`)"
+_TLS: Final = (
+    "TLS 1.2 or later and a verified certificate are always required; egress.tls_min_version raises it"
+)
+_PINS: Final = "pins belong to a webhook (`pggit-reactor webhook set ID pins=...`)"
 _MASTER_KEY: Final = (
     "master keys have another form: `pggit-reactor key new` prints one for PGGIT_REACTOR_MASTER_KEY_FILE"
 )
@@ -40,7 +45,6 @@ REPORTED: Final[Mapping[str, str]] = MappingProxyType(
         "WORKER_COUNT": "it never had an effect; `worker --processes N` runs N workers",
         "BATCH_SIZE": _BATCH,
         "MAX_RETRIES": "each row has its max_retries, and a webhook may have its own max_attempts",
-        "RATE_LIMIT_RPS": _RATE,
         "CIRCUIT_BREAKER_FAILURE_THRESHOLD": _BREAKER,
         "CIRCUIT_BREAKER_TIMEOUT_SECONDS": _BREAKER,
         "DB_POOL_MIN": _POOL,
@@ -61,7 +65,6 @@ REPORTED: Final[Mapping[str, str]] = MappingProxyType(
         "RATE_LIMIT_PER_REQUESTER_RPS": _API_RATE,
         "REDIS_URL": "all state is in PostgreSQL",
         "AUDIT_LOG_ENABLED": "the audit log is always kept",
-        "AUDIT_LOG_RETENTION_DAYS": "the audit log is kept for 365 days",
         "KEY_ROTATION_INTERVAL_DAYS": "rotation is a property of a webhook; a reminder comes after 90 days",
         "KEY_ROTATION_GRACE_PERIOD_DAYS": "during a rotation both secrets are valid for 30 days",
         "PROMETHEUS_ENABLED": "/metrics is always served",

@@ -17,7 +17,12 @@ import attrs
 
 from pggit_reactor.config.described import FIELDS
 from pggit_reactor.config.legacy import legacy_warnings
-from pggit_reactor.config.settings import Settings, body_budget_complaint, lease_complaint
+from pggit_reactor.config.settings import (
+    Settings,
+    body_budget_complaint,
+    key_source_complaint,
+    lease_complaint,
+)
 from pggit_reactor.config.sources import (
     TOML_NAME,
     Candidate,
@@ -36,6 +41,7 @@ _NO_OVERRIDES: Final[Mapping[str, object]] = MappingProxyType({})
 _SPANNING: Final = (
     ("worker.lease_seconds", "delivery.timeout_seconds", lease_complaint),
     ("worker.body_bytes_max", "delivery.max_body_bytes", body_budget_complaint),
+    ("keys.master_key", "keys.master_key_command", key_source_complaint),
 )
 """Rules about two settings: the keys, and what says that they do not go together."""
 

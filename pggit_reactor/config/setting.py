@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -165,6 +166,18 @@ def dsn_complaint(text: str) -> str | None:
             return f"is neither an URL nor a list of KEY=VALUE; {right}"
         position = pair.end()
     return None if position else f"is empty; {right}"
+
+
+def command_complaint(text: str) -> str | None:
+    """Say what is wrong with a program and its arguments, quoted as for a shell, which never sees them."""
+    right = "right is the absolute path of a program and its arguments, quoted as for a shell"
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        return f"is no command ({error}); {right}"
+    if text and (not words or not words[0].startswith("/") or "\0" in text):
+        return f"does not begin with an absolute path; {right}"
+    return None
 
 
 def dsn_has_password(text: str) -> bool:

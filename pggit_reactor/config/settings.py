@@ -15,13 +15,15 @@ import attrs
 from pggit_reactor.config.setting import (
     Check,
     about,
+    command_complaint,
     dsn_complaint,
     host_complaint,
     judge,
     port_host_complaint,
     worker_id_complaint,
 )
-from pggit_reactor.core.egress import EgressRules
+from pggit_reactor.core.egress import EgressRules, TlsVersion
+from pggit_reactor.core.forward_proxy import parse_proxy
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.errors import ConfigurationError
 
@@ -29,6 +31,8 @@ LEASE_MARGIN_SECONDS: Final = 3.0
 """A lease is at least this much longer than an attempt, so that no attempt outlives its lease (DESIGN 4)."""
 ATTEMPT_TIMEOUT_SECONDS_MAX: Final = 20.0
 BACKOFF_CAP_SECONDS: Final = 1800.0
+RETENTION_DAYS_MAX: Final = 36_500
+AUDIT_DAYS_MIN: Final = 90  # As in pggit.prune_audit: no worker can drop what is younger.
 _BODY_BYTES_MAX: Final = 16_777_216  # As the column pggit.webhook.max_body_bytes.
 _DAY_SECONDS: Final = 86_400.0
 
@@ -55,10 +59,18 @@ def _dsn_secret_complaint(value: Secret[str]) -> str | None:
     return dsn_complaint(value.reveal())
 
 
+def _proxy_complaint(value: Secret[str]) -> str | None:
+    try:
+        parse_proxy(value.reveal().strip())
+    except ConfigurationError as exc:
+        return str(exc).removeprefix("egress.proxy_url ")
+    return None
+
+
 def _egress_check(name: str) -> Check:
     def complaint(text: str) -> str | None:
         try:
-            EgressRules.parse(**{name: text})
+            EgressRules.parse(**{name: text})  # type: ignore[arg-type]  # *name* is that of a text
         except ConfigurationError as exc:
             return str(exc).removeprefix(f"egress.{name} ")
         return None
@@ -106,6 +118,45 @@ class KeySettings:
             "Master keys, the active one first: ID:base64:... or ID:passphrase:..., a line or comma each.",
             secret=True,
             variable="MASTER_KEY",
+        ),
+    )
+    master_key_command: str = attrs.field(
+        default="",
+        validator=judge,
+        metadata=about(
+            "keys.master_key_command",
+            "A program and its arguments that prints the master keys, instead of keys.master_key; run without a shell, "
+            "for 10 s at most.",
+            variable="MASTER_KEY_COMMAND",
+            check=command_complaint,
+        ),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class SecretSettings:
+    """How signing secrets are rotated."""
+
+    grace_seconds: float = attrs.field(
+        default=30 * _DAY_SECONDS,
+        validator=judge,
+        metadata=about(
+            "secrets.grace_seconds",
+            "How long the secrets before a new one sign on; a rotation by schedule lets them for one period at most.",
+            unit="s",
+            least=1,
+            most=366 * _DAY_SECONDS,
+        ),
+    )
+    reminder_seconds: float = attrs.field(
+        default=90 * _DAY_SECONDS,
+        validator=judge,
+        metadata=about(
+            "secrets.reminder_seconds",
+            "After how long a signing secret counts as old, for a metric and a daily log event; 0: never.",
+            unit="s",
+            least=0,
+            most=3660 * _DAY_SECONDS,
         ),
     )
 
@@ -158,6 +209,16 @@ class WorkerSettings:
             most=65_536,
         ),
     )
+    webhook_share: float = attrs.field(
+        default=0.5,
+        validator=judge,
+        metadata=about(
+            "worker.webhook_share",
+            "Of the attempts that are free or its own, the share that one webhook may hold.",
+            least=0.01,
+            most=1,
+        ),
+    )
     body_bytes_max: int = attrs.field(
         default=67_108_864,
         validator=judge,
@@ -207,6 +268,17 @@ class DeliverySettings:
             most=ATTEMPT_TIMEOUT_SECONDS_MAX,
         ),
     )
+    rate_per_s: float = attrs.field(
+        default=100.0,
+        validator=judge,
+        metadata=about(
+            "delivery.rate_per_s",
+            "The rate of a webhook that is registered without one, in attempts a second; 0 is no limit.",
+            unit="per second",
+            least=0,
+            most=1_000_000,
+        ),
+    )
     backoff_base_seconds: float = attrs.field(
         default=5.0,
         validator=judge,
@@ -242,12 +314,7 @@ class DeliverySettings:
     fleet_burst: int = attrs.field(
         default=100,
         validator=judge,
-        metadata=about(
-            "delivery.fleet_burst",
-            "Attempts at once above that rate.",
-            least=1,
-            most=1_000_000,
-        ),
+        metadata=about("delivery.fleet_burst", "Attempts at once above it.", least=1, most=1_000_000),
     )
     max_body_bytes: int = attrs.field(
         default=1_048_576,
@@ -258,6 +325,50 @@ class DeliverySettings:
             unit="bytes",
             least=1,
             most=_BODY_BYTES_MAX,
+        ),
+    )
+    health_prediction: bool = attrs.field(
+        default=False,
+        validator=judge,
+        metadata=about(
+            "delivery.health_prediction",
+            "Whether a webhook that is likely to fail soon is sent fewer at once, and said to be at risk.",
+        ),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class RetentionSettings:
+    """How long what is over is kept."""
+
+    audit_days: int = attrs.field(
+        default=365,
+        validator=judge,
+        metadata=about(
+            "retention.audit_days",
+            "Sealed audit rows are dropped after so many days; the chain stays verifiable.",
+            least=AUDIT_DAYS_MIN,
+            most=RETENTION_DAYS_MAX,
+        ),
+    )
+    delivered_days: int = attrs.field(
+        default=0,
+        validator=judge,
+        metadata=about(
+            "retention.delivered_days",
+            "Delivered deliveries, with their log, are removed after so many days; 0: never.",
+            least=0,
+            most=RETENTION_DAYS_MAX,
+        ),
+    )
+    failed_days: int = attrs.field(
+        default=0,
+        validator=judge,
+        metadata=about(
+            "retention.failed_days",
+            "Failed deliveries, with their log, are removed after so many days; 0: never.",
+            least=0,
+            most=RETENTION_DAYS_MAX,
         ),
     )
 
@@ -310,11 +421,34 @@ class EgressSettings:
         ),
     )
 
+    tls_min_version: TlsVersion = attrs.field(
+        default=TlsVersion.TLS_1_2,
+        validator=judge,
+        metadata=about("egress.tls_min_version", "The least version of TLS that receivers must speak."),
+    )
+
+    proxy_url: Secret[str] | None = attrs.field(
+        default=None,
+        validator=judge,
+        metadata=about(
+            "egress.proxy_url",
+            "A forward proxy for all requests, http://HOST:PORT or http://USER:PASSWORD@HOST:PORT. "
+            "It is itself exempt from these rules.",
+            secret=True,
+            check=_proxy_complaint,
+        ),
+    )
+
     def rules(self) -> EgressRules:
         """Return the texts as the rules that they mean; cannot fail, for each text was judged when it was
         set."""
         return EgressRules.parse(
-            ports=self.ports, allow=self.allow, deny=self.deny, unsafe_allow=self.unsafe_allow
+            ports=self.ports,
+            allow=self.allow,
+            deny=self.deny,
+            unsafe_allow=self.unsafe_allow,
+            tls_version_min=self.tls_min_version,
+            proxy_url=self.proxy_url,
         )
 
 
@@ -406,8 +540,10 @@ class Settings:
 
     database: DatabaseSettings = DatabaseSettings()
     keys: KeySettings = KeySettings()
+    secrets: SecretSettings = SecretSettings()
     worker: WorkerSettings = WorkerSettings()
     delivery: DeliverySettings = DeliverySettings()
+    retention: RetentionSettings = RetentionSettings()
     egress: EgressSettings = EgressSettings()
     metrics: MetricsSettings = MetricsSettings()
     api: ApiSettings = ApiSettings()
@@ -426,6 +562,7 @@ class Settings:
         complaints = (
             lease_complaint(self.worker.lease_seconds, self.delivery.timeout_seconds),
             body_budget_complaint(self.worker.body_bytes_max, self.delivery.max_body_bytes),
+            key_source_complaint(self.keys.master_key, self.keys.master_key_command),
         )
         for complaint in filter(None, complaints):
             raise ConfigurationError(complaint)
@@ -450,3 +587,10 @@ def body_budget_complaint(body_bytes_max: int, max_body_bytes: int) -> str | Non
         f"worker.body_bytes_max: {body_bytes_max} is less than delivery.max_body_bytes {max_body_bytes}: the "
         f"largest body could never be loaded; right is {max_body_bytes} or more"
     )
+
+
+def key_source_complaint(master_key: Secret[str] | None, master_key_command: str) -> str | None:
+    """Say that master keys come from two places, of which one would be forgotten; None if they do not."""
+    if master_key is None or not master_key_command:
+        return None
+    return "keys.master_key and keys.master_key_command are both set; right is one of them"

@@ -18,11 +18,13 @@ import cattrs
 
 from pggit_reactor.config.described import SettingField
 from pggit_reactor.config.settings import LogFormat, LogLevel
+from pggit_reactor.core.egress import TlsVersion
 from pggit_reactor.core.secret import Secret
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})(?:[eE][+-]?[0-9]{1,3})?")
 _QUOTED_CHARACTERS_MAX: Final = 60
+_SWITCHES: Final = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 _LEVEL_ALIASES: Final = {"warn": "warning", "fatal": "critical"}
 _Entries = NewType("_Entries", str)
 
@@ -72,6 +74,15 @@ def _integer(value: object, _type: object) -> int:
     if isinstance(value, SourceText) and _INTEGER.fullmatch(value.strip()):
         return int(value)
     raise StructureError(f"{quoted(value)} is not a whole number")
+
+
+def _switch(value: object, _type: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, SourceText) else None
+    if word in _SWITCHES:
+        return _SWITCHES[word]
+    raise StructureError(f"{quoted(value)} is neither true nor false")
 
 
 def _decimal(value: object, _type: object) -> float:
@@ -128,6 +139,10 @@ def _format(value: object, _type: object) -> LogFormat:
     return LogFormat(_word(value, LogFormat))
 
 
+def _tls_version(value: object, _type: object) -> TlsVersion:
+    return TlsVersion(_word(value, TlsVersion))
+
+
 def _word(value: object, words: type[StrEnum]) -> str:
     """Return the one of *words* that *value* is, in any case of letters."""
     word = value.strip().lower() if isinstance(value, str) else None
@@ -143,6 +158,7 @@ def _is_secret(kind: object) -> bool:
 
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
+    converter.register_structure_hook(bool, _switch)
     converter.register_structure_hook(int, _integer)
     converter.register_structure_hook(float, _decimal)
     converter.register_structure_hook(str, _text)
@@ -150,6 +166,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(_Entries, _entries)
     converter.register_structure_hook(LogLevel, _level)
     converter.register_structure_hook(LogFormat, _format)
+    converter.register_structure_hook(TlsVersion, _tls_version)
     converter.register_structure_hook_func(_is_secret, _secret)
     return converter
 

@@ -1,18 +1,21 @@
 """Where deliveries may go: the settings of section ``egress``, as values.
 
 ``deny`` wins over everything. ``unsafe_allow`` frees an address and a port from the rest of the policy. All
-other addresses must be global unicast and, where ``allow`` names networks, lie in one of them; all other
+other addresses must be global unicast and, where ``allow`` has entries, be meant by one of them; all other
 ports must be among ``ports``. ``allow`` narrows, and frees nothing.
 """
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from ipaddress import ip_network
 from typing import Final
 
 import attrs
 
+from pggit_reactor.core.forward_proxy import ForwardProxy, parse_proxy
+from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.special_networks import Address, Network, embedded_ipv4
 from pggit_reactor.errors import ConfigurationError
 
@@ -22,16 +25,23 @@ ENTRIES_MAX: Final = 1000
 
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 _PORT_MAX: Final = 65_535
-_UNSAFE: Final = re.compile(
+_WITH_PORT: Final = re.compile(
     r"(?:\[(?P<six>[0-9a-f:.]+)(?:\]|(?P<in>/[0-9]{1,3})\]|\](?P<out>/[0-9]{1,3}))|(?P<four>[0-9.]+(?:/[0-9]{1,2})?))"
     r":(?P<port>\*|[0-9]+)",
     re.IGNORECASE,
 )
 
 
+class TlsVersion(StrEnum):
+    """``egress.tls_min_version``: the least version of TLS that is agreed on."""
+
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
+
+
 @attrs.frozen(kw_only=True)
-class UnsafeEntry:
-    """One entry of ``egress.unsafe_allow``: a network, and a port of it or (None) all."""
+class EgressEntry:
+    """One entry of ``egress.allow``, ``deny`` or ``unsafe_allow``: a network, and a port of it or (None) all."""
 
     network: Network
     port: int | None
@@ -42,13 +52,13 @@ class UnsafeEntry:
             f"{text if self.network.version == 4 else f'[{text}]'}:{'*' if self.port is None else self.port}"
         )
 
-    def frees_port(self, port: int) -> bool:
-        """Whether *port* is free at some address."""
+    def has_port(self, port: int) -> bool:
+        """Whether *port* is meant at some address."""
         return self.port is None or self.port == port
 
-    def frees(self, address: Address, port: int) -> bool:
-        """Whether *address* is free at *port*. No IPv4 network frees an IPv6 address."""
-        return self.frees_port(port) and address in self.network
+    def holds(self, address: Address, port: int) -> bool:
+        """Whether *address* is meant at *port*. No IPv4 network holds an IPv6 address."""
+        return self.has_port(port) and address in self.network
 
 
 @attrs.frozen(kw_only=True)
@@ -56,37 +66,49 @@ class EgressRules:
     """The egress policy. Without arguments: port 443 of every global unicast address."""
 
     ports: frozenset[int] = frozenset({PORT_DEFAULT})
-    allow: tuple[Network, ...] = ()
-    deny: tuple[Network, ...] = ()
-    unsafe_allow: tuple[UnsafeEntry, ...] = ()
+    allow: tuple[EgressEntry, ...] = ()
+    deny: tuple[EgressEntry, ...] = ()
+    unsafe_allow: tuple[EgressEntry, ...] = ()
+    tls_version_min: TlsVersion = TlsVersion.TLS_1_2
+    proxy: ForwardProxy | None = None
 
     @classmethod
     def parse(
-        cls, *, ports: str = str(PORT_DEFAULT), allow: str = "", deny: str = "", unsafe_allow: str = ""
+        cls,
+        *,
+        ports: str = str(PORT_DEFAULT),
+        allow: str = "",
+        deny: str = "",
+        unsafe_allow: str = "",
+        tls_version_min: TlsVersion = TlsVersion.TLS_1_2,
+        proxy_url: Secret[str] | None = None,
     ) -> EgressRules:
-        """Return the rules that the texts of the four settings mean; `ConfigurationError` if one is bad."""
+        """Return the rules that the texts of the settings mean; `ConfigurationError` if one is bad."""
         return cls(
             ports=parse_ports(ports),
-            allow=parse_networks(allow, setting="egress.allow"),
-            deny=parse_networks(deny, setting="egress.deny"),
+            allow=parse_entries(allow, setting="egress.allow"),
+            deny=parse_entries(deny, setting="egress.deny"),
             unsafe_allow=parse_unsafe_allow(unsafe_allow),
+            tls_version_min=tls_version_min,
+            proxy=None if proxy_url is None else parse_proxy(proxy_url.reveal().strip()),
         )
 
     def frees_port(self, port: int) -> bool:
         """Whether ``unsafe_allow`` frees *port* at some address."""
-        return any(entry.frees_port(port) for entry in self.unsafe_allow)
+        return any(entry.has_port(port) for entry in self.unsafe_allow)
 
     def frees(self, address: Address, port: int) -> bool:
         """Whether ``unsafe_allow`` frees *address* at *port*."""
-        return any(entry.frees(address, port) for entry in self.unsafe_allow)
+        return any(entry.holds(address, port) for entry in self.unsafe_allow)
 
-    def denies(self, address: Address) -> bool:
-        """Whether ``deny`` holds *address*, or one that a gateway might take out of it."""
-        return any(inner in network for inner in (address, *embedded_ipv4(address)) for network in self.deny)
+    def denies(self, address: Address, port: int) -> bool:
+        """Whether ``deny`` holds *address* at *port*, or an address that a gateway might take out of it."""
+        inner = (address, *embedded_ipv4(address))
+        return any(entry.holds(one, port) for one in inner for entry in self.deny)
 
-    def allows(self, address: Address) -> bool:
-        """Whether ``allow`` is empty or holds *address*."""
-        return not self.allow or any(address in network for network in self.allow)
+    def allows(self, address: Address, port: int) -> bool:
+        """Whether ``allow`` is empty or holds *address* at *port*."""
+        return not self.allow or any(entry.holds(address, port) for entry in self.allow)
 
 
 def parse_ports(text: str) -> frozenset[int]:
@@ -97,14 +119,18 @@ def parse_ports(text: str) -> frozenset[int]:
     return ports
 
 
-def parse_networks(text: str, *, setting: str) -> tuple[Network, ...]:
-    """Return the networks of a text such as ``192.168.7.0/24,fd00::/8``; an address is a network of one."""
-    return tuple(_network(item, setting=setting) for item in _items(text, setting=setting))
+def parse_entries(text: str, *, setting: str) -> tuple[EgressEntry, ...]:
+    """Return the entries of a text such as ``192.168.7.0/24,fd00::/8,10.0.0.0/8:8443,[fd00::/8]:8443``.
+
+    An address is a network of one; without a port all are meant.
+    """
+    return tuple(_entry(item, setting=setting) for item in _items(text, setting=setting))
 
 
-def parse_unsafe_allow(text: str) -> tuple[UnsafeEntry, ...]:
+def parse_unsafe_allow(text: str) -> tuple[EgressEntry, ...]:
     """Return the entries of a text such as ``127.0.0.0/8:*,[::1]:*,[fd00::/8]:8443``."""
-    return tuple(_unsafe_entry(item) for item in _items(text, setting="egress.unsafe_allow"))
+    setting = "egress.unsafe_allow"
+    return tuple(_entry(item, setting=setting, with_port=True) for item in _items(text, setting=setting))
 
 
 def _items(text: str, *, setting: str) -> list[str]:
@@ -136,14 +162,15 @@ def _network(text: str, *, setting: str) -> Network:
     return network
 
 
-def _unsafe_entry(text: str) -> UnsafeEntry:
-    match = _UNSAFE.fullmatch(text)
-    if not match:
+def _entry(text: str, *, setting: str, with_port: bool = False) -> EgressEntry:
+    match = _WITH_PORT.fullmatch(text)
+    if match:
+        network = match["four"] or match["six"] + (match["in"] or match["out"] or "")
+        port = None if match["port"] == "*" else _port(match["port"], setting=setting)
+        return EgressEntry(network=_network(network, setting=setting), port=port)
+    if with_port:
+        # What frees is said in full: nobody shall free all ports by forgetting one.
         raise ConfigurationError(
-            f"egress.unsafe_allow has {text!r}; want NETWORK:PORT or NETWORK:*, as 127.0.0.0/8:* or [::1]:443"
+            f"{setting} has {text!r}; want NETWORK:PORT or NETWORK:*, as 127.0.0.0/8:* or [::1]:443"
         )
-    network = match["four"] or match["six"] + (match["in"] or match["out"] or "")
-    return UnsafeEntry(
-        network=_network(network, setting="egress.unsafe_allow"),
-        port=None if match["port"] == "*" else _port(match["port"], setting="egress.unsafe_allow"),
-    )
+    return EgressEntry(network=_network(text, setting=setting), port=None)

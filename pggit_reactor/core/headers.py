@@ -40,6 +40,8 @@ RESERVED_NAMES: Final = frozenset(
     }
 )
 RESERVED_PREFIXES: Final = ("content-", "webhook-", "x-pggit-")
+TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""What is sent as ``traceparent`` (W3C Trace Context, version 00); match it whole."""
 
 _FIELD_OVERHEAD_BYTES: Final = 4
 _NAME_SHOWN_CHARS: Final = 64

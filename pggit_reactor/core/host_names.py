@@ -9,6 +9,7 @@ hyphens after IDNA, and the rest is refused.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from types import MappingProxyType
@@ -46,8 +47,21 @@ _SPECIAL_SUFFIXES: Final[Mapping[str, str]] = MappingProxyType(
         "lan": "RFC 6762, appendix G",
         "private": "RFC 6762, appendix G",
         "localdomain": "a custom of /etc/hosts",
+        "svc": "services of a Kubernetes cluster, by its search list",
     }
 )
+
+_PLATFORM_NAMES: Final = frozenset(
+    {
+        # Public names that lead to the metadata of the machine that asks. Those under .internal are above.
+        "metadata.goog",
+        "metadata.tencentyun.com",
+        "metadata.packet.net",
+        "metadata.platformequinix.com",
+        "api.metadata.cloud.ibm.com",
+    }
+)
+"""Their addresses are refused too, where they are special; the last lines of defence are several."""
 
 
 def parse_host(text: str) -> tuple[str, IPv4Address | IPv6Address | None]:
@@ -70,15 +84,24 @@ def parse_host(text: str) -> tuple[str, IPv4Address | IPv6Address | None]:
     if _NUMBER.fullmatch(labels[-1]):
         return text, _ipv4_literal(text)
     _check_labels(text, labels)
+    if not text.isascii() and _folded(text) != _unicode_name(name):
+        raise UrlRefusedError(
+            f"host {shown(text)} has characters that stand for others; write {shown(name)}, if that is meant"
+        )
     return name, None
 
 
 def special_name(host: str) -> str | None:
     """Return what the canonical name *host* is, if not a public one, as words that follow "is"; else None."""
+    if host in _PLATFORM_NAMES or host.endswith(_UNDER_PLATFORM_NAMES):
+        return "a name of a cloud platform's metadata"
     *front, last = host.split(".")
     if last in _SPECIAL_SUFFIXES:
         return f"a special name, .{last} ({_SPECIAL_SUFFIXES[last]})"
     return None if front else "a single label, which only a private network resolves"
+
+
+_UNDER_PLATFORM_NAMES: Final = tuple(f".{name}" for name in sorted(_PLATFORM_NAMES))
 
 
 def shown(text: str) -> str:
@@ -124,6 +147,19 @@ def _ascii_name(text: str) -> str:
         return idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
     except (idna.IDNAError, UnicodeError):
         raise UrlRefusedError(f"host {shown(text)} is no internationalised name (IDNA 2008)") from None
+
+
+def _folded(text: str) -> str:
+    """Return *text* as it may differ from the name that is meant: in case, and in how accents are composed."""
+    # Letter by letter: a text as a whole has another last sigma than UTS 46.
+    return unicodedata.normalize("NFC", "".join(letter.lower() for letter in text))
+
+
+def _unicode_name(name: str) -> str | None:
+    try:
+        return idna.decode(name)
+    except (idna.IDNAError, UnicodeError):
+        return None
 
 
 def _check_labels(text: str, labels: list[str]) -> None:

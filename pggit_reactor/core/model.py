@@ -8,6 +8,7 @@ from typing import NewType
 import attrs
 
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import NO_POLICY, StatusPolicy
 
 DeliveryId = NewType("DeliveryId", int)
 WebhookId = NewType("WebhookId", int)
@@ -67,6 +68,21 @@ class SignatureScope(StrEnum):
 
     FULL = "full"
     BODY_ONLY = "body-only"
+
+
+class SignatureAlgorithm(StrEnum):
+    """What a signing secret signs with."""
+
+    HMAC_SHA256 = "hmac-sha256"
+    ED25519 = "ed25519"
+
+
+class Ordering(StrEnum):
+    """What of a webhook is sent one after another: nothing, all of it, or what has the same ordering key."""
+
+    NONE = "none"
+    WEBHOOK = "webhook"
+    KEY = "key"
 
 
 @attrs.frozen(kw_only=True)
@@ -130,6 +146,8 @@ class Webhook:
     """Scheme, host and port: what people and logs may see."""
     secrets: tuple[Secret[str], ...]
     """Newest first; one signature each."""
+    secrets_change_in_seconds: float | None = None
+    """When, from its loading on, other secrets are the valid ones by the passing of time alone; None: never."""
     concurrency: int = 32
     attempt_timeout_seconds: float = 5.0
     max_attempts: int | None = None
@@ -137,6 +155,13 @@ class Webhook:
     headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
     signature_scope: SignatureScope = SignatureScope.FULL
     max_body_bytes: int = 1_048_576
+    pins: tuple[str, ...] = ()
+    """Keys that the receiver may show (core.pins); none: any key that its certificate vouches for."""
+    ca: Secret[str] | None = None
+    """PEM: the authorities to trust instead of the system's."""
+    client_certificate: Secret[str] | None = None
+    """PEM: key, certificate and chain to show the receiver."""
+    status_policy: StatusPolicy = NO_POLICY
 
 
 @attrs.frozen(kw_only=True)

@@ -16,6 +16,7 @@ import attrs
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.model import Answer, AttemptFailure, FailedReason, FailureKind, State
 from pggit_reactor.core.retry_after import parse_retry_after
+from pggit_reactor.core.status_policy import NO_POLICY, Meaning, StatusPolicy
 
 CRASHES_MAX: Final = 3
 """Unexpected errors of our own that one delivery may cause before it is dead."""
@@ -37,6 +38,10 @@ class Verdict(StrEnum):
     """An unexpected error of our own: no fault of the receiver's, so it uses up none of the row's retries."""
 
 
+_MEANINGS: Final[Mapping[Meaning, Verdict]] = MappingProxyType(
+    {Meaning.PERMANENT: Verdict.PERMANENT, Meaning.TRANSIENT: Verdict.TRANSIENT}
+)
+
 # What no line names goes by its hundred. 1xx as a final answer, and what lies outside 100 to 599, is an
 # answer that nobody can act on: transient, like a malformed one.
 _STATUS_VERDICTS: Final[Mapping[int, Verdict]] = MappingProxyType(
@@ -44,7 +49,6 @@ _STATUS_VERDICTS: Final[Mapping[int, Verdict]] = MappingProxyType(
         408: Verdict.TRANSIENT,
         410: Verdict.GONE,
         425: Verdict.TRANSIENT,
-        429: Verdict.THROTTLED,
     }
 )
 
@@ -90,15 +94,26 @@ class Decision:
     disable_webhook: bool = False
 
 
-def classify(outcome: Answer | AttemptFailure) -> Verdict:
-    """Return what *outcome* means; total over any status, also those that HTTP does not have."""
+def classify(outcome: Answer | AttemptFailure, policy: StatusPolicy = NO_POLICY) -> Verdict:
+    """Return what *outcome* means; total over any status, also those that HTTP does not have.
+
+    *policy* is the webhook's own table; see `core.status_policy` for what it may change.
+    """
     if isinstance(outcome, AttemptFailure):
         return _FAILURE_VERDICTS[outcome.kind]
     status = outcome.status
-    if status == 503 and _asked_wait_seconds(outcome, now=0.0) is not None:
+    named = policy.statuses.get(status)
+    if named is Meaning.PERMANENT:
+        return Verdict.PERMANENT
+    if status == 429 or (status == 503 and _asked_wait_seconds(outcome, now=0.0) is not None):
         return Verdict.THROTTLED
-    if status in _STATUS_VERDICTS:
-        return _STATUS_VERDICTS[status]
+    named = named or policy.of_hundred(status)
+    if named is not None:
+        return _MEANINGS[named]
+    return _STATUS_VERDICTS.get(status) or _of_hundred(status)
+
+
+def _of_hundred(status: int) -> Verdict:
     if 200 <= status <= 299:
         return Verdict.DELIVERED
     return Verdict.PERMANENT if 400 <= status <= 499 else Verdict.TRANSIENT
@@ -117,6 +132,7 @@ def decide(
     draw: float,
     now: float,
     attempt_count: int = 0,
+    policy: StatusPolicy = NO_POLICY,
 ) -> Decision:
     """Return what follows from *outcome* for a row with these counts (as they were before the attempt).
 
@@ -124,9 +140,9 @@ def decide(
     later than *give_up_after_seconds* in the row's life is none: the row is dead, `exhausted`. *draw* is
     uniform in [0, 1); *now* is Unix time, for a Retry-After that is a date. *attempt_count* matters only
     after a 429 without Retry-After, which leaves `retry_count` as it is: waits that grew by that alone
-    would not grow.
+    would not grow. *policy* is the webhook's own table of statuses.
     """
-    verdict = classify(outcome)
+    verdict = classify(outcome, policy)
     match verdict:
         case Verdict.DELIVERED | Verdict.GONE | Verdict.PERMANENT:
             return _FINAL[verdict]

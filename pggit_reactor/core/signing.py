@@ -6,15 +6,13 @@
   timestamp in ISO 8601, UTC, whole seconds, ``Z``.
 
 Both hold one signature for each valid secret, newest first, separated by a space, so that a receiver may
-change its secret at any moment of a rotation. An id holds no full stop: else ``a.1`` at time 2 and ``a`` at
-time 1 could be the same octets.
+change its secret at any moment of a rotation. A secret that is an Ed25519 key signs in the first family only, as
+``v1a,`` and base64; where there is no other, the second family is left out whole. An id holds no full stop: else
+``a.1`` at time 2 and ``a`` at time 1 could be the same octets.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,10 +22,20 @@ from typing import Final
 import attrs
 
 from pggit_reactor.core.model import SignatureScope
+from pggit_reactor.core.signing_keys import (
+    HmacKey,
+    PrivateKey,
+    PublicKey,
+    any_same,
+    new_secret,
+    secret_key,
+    signing_key,
+    verifying_key,
+)
 from pggit_reactor.errors import ConfigurationError, VerificationError
 
-SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # a prefix, no secret
-SECRET_OCTETS_MIN: Final = 24
+__all__ = ["new_secret", "secret_key", "sign", "verify"]
+
 TOLERANCE_SECONDS: Final = 300
 SIGNATURE_CHARS_MAX: Final = 4096
 """Of one received signature header: some forty signatures. What is longer is refused unread."""
@@ -46,33 +54,6 @@ _UNIX_SECONDS: Final = re.compile(r"[0-9]{1,12}")
 _ISO_SECONDS: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
-def new_secret(octets: bytes) -> str:
-    """Return *octets*, which the caller has drawn, as a ``whsec_`` secret."""
-    assert len(octets) >= SECRET_OCTETS_MIN
-    return SECRET_PREFIX + base64.b64encode(octets).decode("ascii")
-
-
-def secret_key(secret: str) -> bytes:
-    """Return the HMAC key that *secret* stands for: the octets of a ``whsec_`` secret, else its UTF-8.
-
-    `ConfigurationError` where that is malformed or has fewer than `SECRET_OCTETS_MIN` octets; the message
-    does not hold the secret.
-    """
-    if secret.startswith(SECRET_PREFIX):
-        key = _whsec_octets(secret[len(SECRET_PREFIX) :])
-    else:
-        try:
-            key = secret.encode("utf-8")
-        except UnicodeEncodeError:
-            # Not chained: the foreign error holds the secret.
-            raise ConfigurationError("a signing secret holds characters that UTF-8 does not have") from None
-    if len(key) < SECRET_OCTETS_MIN:
-        raise ConfigurationError(
-            f"a signing secret has {len(key)} octets; it must have {SECRET_OCTETS_MIN} or more"
-        )
-    return key
-
-
 def sign(
     body: bytes,
     *,
@@ -81,7 +62,7 @@ def sign(
     secrets: Sequence[str],
     scope: SignatureScope = SignatureScope.FULL,
 ) -> dict[str, str]:
-    """Return the six headers, of both families, that sign *body*.
+    """Return the headers that sign *body*: six, of both families, or three where all secrets are Ed25519 keys.
 
     *timestamp* is in Unix seconds; *secrets* are all that are valid now, newest first.
     `SignatureScope.BODY_ONLY` changes ``X-pgGit-Signature`` alone: one HMAC over the body, made with the
@@ -92,16 +73,22 @@ def sign(
         raise ValueError("the id must be 1 to 256 visible ASCII characters other than the full stop")
     if not 0 <= timestamp <= _TIMESTAMP_MAX:
         raise ValueError("the timestamp must be in Unix seconds, from 1970 to 9999")
-    keys = _keys(secrets)
-    unix, iso = str(timestamp), _iso_seconds(timestamp)
-    if scope is SignatureScope.BODY_ONLY:
-        pggit_signatures = ["sha256=" + hmac.digest(keys[-1], body, "sha256").hex()]
-    else:
-        pggit_signatures = _PGGIT.signatures(keys, id, iso, body)
-    return {
+    keys = [signing_key(secret) for secret in _listed(secrets)]
+    unix = str(timestamp)
+    headers = {
         STANDARD_ID: id,
         STANDARD_TIMESTAMP: unix,
         STANDARD_SIGNATURE: " ".join(_STANDARD.signatures(keys, id, unix, body)),
+    }
+    shared = [key for key in keys if isinstance(key, HmacKey)]
+    if not shared:
+        return headers
+    iso = _iso_seconds(timestamp)
+    if scope is SignatureScope.BODY_ONLY:
+        pggit_signatures = ["sha256=" + shared[-1].digest(body).hex()]
+    else:
+        pggit_signatures = _PGGIT.signatures(shared, id, iso, body)
+    return headers | {
         PGGIT_ID: id,
         PGGIT_TIMESTAMP: iso,
         PGGIT_SIGNATURE: " ".join(pggit_signatures),
@@ -118,6 +105,7 @@ def verify(
 ) -> None:
     """Return if one of *secrets* signed *body*, within *tolerance_seconds* of *now* (Unix time).
 
+    A secret is a shared one, or the ``whpk_`` key of a sender who signs with Ed25519.
     *body* is the octets as received, before any parsing. *headers* may spell their names in any case;
     either family will do, and where both are there, one must verify and both must name the same id and
     second. Signatures of schemes that are not ours are ignored. All comparisons take constant time, and how
@@ -129,7 +117,7 @@ def verify(
         raise TypeError(
             "body must be the octets as received: text that was decoded may differ from what was signed"
         )
-    keys = _keys(secrets)
+    keys = [verifying_key(secret) for secret in _listed(secrets)]
     received = _lower_names(headers)
     families = [family for family in (_STANDARD, _PGGIT) if family.is_in(received)]
     if not families:
@@ -163,12 +151,16 @@ class _Family:
             name.lower() in received for name in (self.id_name, self.timestamp_name, self.signature_name)
         )
 
-    def signatures(self, keys: Sequence[bytes], id_: str, timestamp: str, body: bytes) -> list[str]:
-        signed = f"{id_}.{timestamp}.".encode("ascii") + body
-        digests = [hmac.digest(key, signed, "sha256") for key in keys]
+    def signatures(
+        self, keys: Sequence[HmacKey | PrivateKey], id_: str, timestamp: str, body: bytes
+    ) -> list[str]:
+        signed = self.signed(id_, timestamp, body)
         if self.is_standard:
-            return ["v1," + base64.b64encode(digest).decode("ascii") for digest in digests]
-        return ["sha256=" + digest.hex() for digest in digests]
+            return [key.standard_signature(signed) for key in keys]
+        return ["sha256=" + key.digest(signed).hex() for key in keys if isinstance(key, HmacKey)]
+
+    def signed(self, id_: str, timestamp: str, body: bytes) -> bytes:
+        return f"{id_}.{timestamp}.".encode("ascii") + body
 
     def seconds(self, received: Mapping[str, str]) -> int:
         text = received[self.timestamp_name.lower()]
@@ -182,18 +174,22 @@ class _Family:
         form = "Unix seconds" if self.is_standard else "a UTC time such as 2026-01-31T12:00:00Z"
         raise VerificationError(f"{self.timestamp_name} is malformed: want {form}")
 
-    def matches(self, received: Mapping[str, str], keys: Sequence[bytes], body: bytes) -> bool:
+    def matches(self, received: Mapping[str, str], keys: Sequence[HmacKey | PublicKey], body: bytes) -> bool:
         offered = received[self.signature_name.lower()]
         if len(offered) > SIGNATURE_CHARS_MAX:
             raise VerificationError(f"{self.signature_name} has more than {SIGNATURE_CHARS_MAX} characters")
-        id_, timestamp = received[self.id_name.lower()], received[self.timestamp_name.lower()]
+        signed = self.signed(received[self.id_name.lower()], received[self.timestamp_name.lower()], body)
         # Whole signatures are compared, scheme and all: one of an unknown scheme is simply not equal.
-        candidates = [text.encode("utf-8", "backslashreplace") for text in offered.split(" ")]
+        candidates = offered.split(" ")
         right = False
-        for expected in self.signatures(keys, id_, timestamp, body):
-            for candidate in candidates:
-                right |= hmac.compare_digest(expected.encode("ascii"), candidate)
+        for key in keys:
+            right |= self._is_by(key, signed, candidates)
         return right
+
+    def _is_by(self, key: HmacKey | PublicKey, signed: bytes, candidates: Sequence[str]) -> bool:
+        if self.is_standard:
+            return key.verifies(signed, candidates)
+        return isinstance(key, HmacKey) and any_same("sha256=" + key.digest(signed).hex(), candidates)
 
 
 _STANDARD: Final = _Family(
@@ -212,22 +208,11 @@ _NAMES: Final = frozenset(
 )
 
 
-def _whsec_octets(text: str) -> bytes:
-    unpadded = text.rstrip("=")
-    try:
-        # The padding is often lost when a secret is copied; everything else must be right.
-        return base64.b64decode(unpadded + "=" * (-len(unpadded) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise ConfigurationError(
-            f"a signing secret starts with {SECRET_PREFIX} but is not base64 after it"
-        ) from None
-
-
-def _keys(secrets: str | Sequence[str]) -> list[bytes]:
-    keys = [secret_key(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
-    if not keys:
+def _listed(secrets: str | Sequence[str]) -> Sequence[str]:
+    listed = [secrets] if isinstance(secrets, str) else secrets
+    if not listed:
         raise ConfigurationError("no signing secret was given; there must be at least one")
-    return keys
+    return listed
 
 
 @lru_cache(maxsize=4)  # Attempts of the same second share it.

@@ -27,6 +27,7 @@ SPECIAL_IPV4: Final[tuple[tuple[IPv4Network, str], ...]] = tuple(
     for block, what in (
         ("169.254.169.254/32", "a cloud metadata address"),
         ("169.254.170.2/32", "a cloud metadata address (ECS)"),
+        ("169.254.170.23/32", "a cloud metadata address (EKS)"),
         ("168.63.129.16/32", "a cloud platform address (Azure)"),
         ("100.100.100.200/32", "a cloud metadata address (Alibaba)"),
         ("192.0.0.192/32", "a cloud metadata address (Oracle)"),
@@ -58,6 +59,7 @@ SPECIAL_IPV6: Final[tuple[tuple[IPv6Network, str], ...]] = tuple(
     (IPv6Network(block), what)
     for block, what in (
         ("fd00:ec2::254/128", "a cloud metadata address (EC2)"),
+        ("fd00:ec2::23/128", "a cloud metadata address (EKS)"),
         ("fd20:ce::254/128", "a cloud metadata address (Google)"),
         ("::/128", "unspecified (RFC 4291)"),
         ("::1/128", "loopback (RFC 4291)"),

@@ -19,13 +19,13 @@ from typing import Final
 
 import attrs
 
-from pggit_reactor.core.egress import PORT_DEFAULT, EgressRules, UnsafeEntry
+from pggit_reactor.core.egress import PORT_DEFAULT, EgressEntry, EgressRules
 from pggit_reactor.core.host_names import parse_host, shown, special_name
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.special_networks import Address, special_kind
 from pggit_reactor.errors import UrlRefusedError
 
-__all__ = ["URL_CHARS_MAX", "EgressRules", "Target", "UnsafeEntry", "judge_addresses", "parse_target"]
+__all__ = ["URL_CHARS_MAX", "EgressEntry", "EgressRules", "Target", "judge_addresses", "parse_target"]
 
 URL_CHARS_MAX: Final = 2048
 
@@ -178,13 +178,13 @@ def _objection(target: Target, rules: EgressRules) -> str | None:
 
 def _judge(target: Target, address: Address, rules: EgressRules, objection: str | None) -> None:
     where = f"{target.origin}: address {address}"
-    if rules.denies(address):
-        raise UrlRefusedError(f"{where} is in a network of the setting egress.deny")
+    if rules.denies(address, target.port):
+        raise UrlRefusedError(f"{where} is in the setting egress.deny")
     if rules.frees(address, target.port):
         return
     if objection:
         raise UrlRefusedError(objection)
     if what := special_kind(address):
         raise UrlRefusedError(f"{where} is {what}; want a public one (or an entry of egress.unsafe_allow)")
-    if not rules.allows(address):
-        raise UrlRefusedError(f"{where} is in no network of the setting egress.allow")
+    if not rules.allows(address, target.port):
+        raise UrlRefusedError(f"{where} is not in the setting egress.allow")

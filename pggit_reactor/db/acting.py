@@ -17,7 +17,8 @@ async def acting(connection: TrioConnection, by: By) -> AsyncIterator[None]:
     """
     async with connection.transaction():
         await connection.execute(
-            "SELECT set_config('pggit.actor', %s, true), set_config('pggit.actor_host', %s, true)",
-            (by.name, by.host),
+            "SELECT set_config('pggit.actor', %s, true), set_config('pggit.actor_host', %s, true),"
+            " set_config('pggit.request_id', %s, true)",
+            (by.name, by.host, by.request_id or ""),
         )
         yield

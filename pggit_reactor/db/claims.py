@@ -13,12 +13,14 @@ from pggit_reactor.core import breaker, token_bucket
 from pggit_reactor.core.delivery_uid import delivery_uid
 from pggit_reactor.core.model import ClaimedDelivery, DeliveryId, LeaseToken, State, WebhookId
 from pggit_reactor.db.connect import TrioConnection
-from pggit_reactor.db.hot import HotStatement, integers
+from pggit_reactor.db.hot import HotStatement, integers, texts
 from pggit_reactor.db.statements import filled, statements
 
 INLINE_BODY_BYTES_MAX: Final = 65_536
 """Larger bodies do not come with the claim: they are fetched one by one under the byte budget."""
 UNKNOWN_ROWS_A_BATCH: Final = 500
+NOT_LOOKED: Final = "w"
+"""A claim that was allowed nothing, or met another claimer of the webhook, gives its place back behind this."""
 
 _BIGINTS: Final = 1 << 63
 
@@ -27,7 +29,13 @@ PLAIN_CLAIM: Final = HotStatement.of(
     filled(_SQL["claim"], hot=_SQL["hot_plain"], webhooks=_SQL["webhooks_plain"])
 )
 LIMITED_CLAIM: Final = HotStatement.of(
-    filled(_SQL["claim"], hot=_SQL["hot_limited"], spent=_SQL["spent"], webhooks=_SQL["webhooks_limited"])
+    filled(
+        _SQL["claim"],
+        hot=_SQL["hot_limited"],
+        heads=_SQL["heads"],
+        spent=_SQL["spent"],
+        webhooks=_SQL["webhooks_limited"],
+    )
 )
 # Named here, so that tests of plans explain what is run.
 LIMITS: Final[Mapping[str, str]] = MappingProxyType(
@@ -58,7 +66,7 @@ class HeldBy(StrEnum):
     PROBE = "probe"
     """Its breaker is half-open, and the one attempt that may be made is under way: ours, if we got a row."""
     LIMITS = "limits"
-    """It has limits, and the claim was a plain one."""
+    """It has limits or an order, and the claim was a plain one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -69,12 +77,22 @@ class ClaimedWebhook:
     """How many attempts of it a worker may run at once."""
     grows: bool
     """The concurrency is that of a slow start: it is more from moment to moment."""
+    weight: int
+    """What its turn is worth where workers are short of room."""
     is_limited: bool
     """A plain claim would not get any of it."""
     held_by: HeldBy | None
     ask_again_seconds: float | None
     """Until it is worth asking again, as far as is known: its next row that is not yet due, the next token, or the end
     of a block; each within a day."""
+    place: str | None
+    """Of a webhook with an order: where the next claim of it goes on. Empty: its heads were all looked at; beginning
+    with `NOT_LOOKED`: none was. None: it has no order."""
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether the claim itself says if there is more: it has an order, and its heads were looked at."""
+        return self.place is not None and not self.place.startswith(NOT_LOOKED)
 
 
 @attrs.frozen(kw_only=True)
@@ -97,11 +115,13 @@ async def claim(
     lease_seconds: float,
     silence_seconds: float,
     instance: str,
+    places: Mapping[WebhookId, str] = MappingProxyType({}),
     plain: bool = False,
 ) -> Claim:
     """Claim at most the budget of each webhook, and no more than its concurrency and its token bucket leave room for.
 
-    A *plain* claim is quicker, and gets nothing of webhooks that have limits: it says which have. The lease is the
+    Of a webhook with an order only heads are claimed, looked for from its place in *places* on. A *plain* claim is
+    quicker, and gets nothing of webhooks that have limits or an order: it says which have. The lease is the
     larger of *lease_seconds* and the webhook's attempt timeout plus 3 s. A worker that was last heard more than
     *silence_seconds* before its lease ran out is taken for dead.
     """
@@ -111,6 +131,7 @@ async def claim(
             "webhook_ids": integers(budgets.keys()),
             "budgets": integers(budgets.values()),
             "in_flights": integers([in_flight.get(webhook_id, 0) for webhook_id in budgets]),
+            "places": texts([places.get(webhook_id) for webhook_id in budgets]),
             "lease_seconds": str(lease_seconds),
             "lease_token": str(lease_token),
             "silence_seconds": str(silence_seconds),
@@ -131,8 +152,10 @@ async def claim(
                 concurrency=row[3],
                 grows=bool(row[7]),
                 is_limited=row[13],
+                weight=row[8],
                 held_by=None if row[4] is None else HeldBy(row[4]),
                 ask_again_seconds=row[18],
+                place=row[19],
             )
             if row[17]:
                 limited.add(row[0])

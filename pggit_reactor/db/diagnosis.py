@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import StatusPolicy
 from pggit_reactor.db.connect import TrioConnection, open_connection
 from pggit_reactor.db.keys import KeyState, read_sealed_counts, report_keys
 from pggit_reactor.db.migrate import ENCODING, SERVER_VERSION_MIN
@@ -32,9 +33,13 @@ IDS_MAX: Final = 20
 SKEW_SECONDS_MAX: Final = 1.0
 HEARTBEAT_SECONDS_MAX: Final = 30.0
 LATE_SECONDS: Final = 60.0
+UNSEALED_MAX: Final = 1_000
+"""Audit ids that may wait to be sealed; a pass takes a few seconds."""
 LONG_TRANSACTION_SECONDS: Final = 600.0
 LISTEN_SECONDS_MAX: Final = 5.0
 QUEUE_USAGE_MAX: Final = 0.25
+_DAY_SECONDS: Final = 86_400.0
+CERTIFICATE_SECONDS_MIN: Final = 30 * _DAY_SECONDS
 
 _SQL = statements("diagnosis")
 
@@ -167,8 +172,12 @@ async def check_schema(connection: TrioConnection) -> list[Finding]:
         what = f"{names} changed after being applied"
         return [trouble("migrations", what, "install the version that applied it")]
     if not status.is_current:
-        missing = ", ".join(migration.file_name for migration in status.pending) or "our own tables"
+        missing = ", ".join(migration.file_name for migration in status.lacking) or "our own tables"
         return [trouble("migrations", f"the schema lacks {missing}", "run `pggit-reactor migrate`")]
+    if status.pending:
+        left = ", ".join(migration.file_name for migration in status.pending)
+        remedy = "run `pggit-reactor migrate` when no older worker runs any more"
+        return [note("migrations", f"the contract step {left} is yet to come", remedy)]
     return [good("migrations", f"{len(status.applied)} applied, none missing")]
 
 
@@ -185,6 +194,32 @@ async def check_roles(connection: TrioConnection, server: Server) -> list[Findin
         what = f"{server.user} may not do a worker's work; it lacks {'; '.join(lacking)}"
         found.append(trouble("roles", what, f'GRANT pggit_worker TO "{server.user}"'))
     return found or [good("roles", f"all are there, and {server.user} has a worker's rights")]
+
+
+async def check_rights(connection: TrioConnection, server: Server) -> list[Finding]:
+    """See that nobody may do more than his work needs: this user, everybody, and callers of functions."""
+    found = []
+    is_superuser, is_owner = (await _rows(connection, "own_rights"))[0]
+    if is_superuser or is_owner:
+        kind = "a superuser" if is_superuser else "the owner of the tables, or may become it"
+        what = f"{server.user} is {kind}: it may rewrite the audit log and read whatever is in clear"
+        remedy = (
+            "run workers as a login that is only IN ROLE pggit_worker, and commands as one of pggit_operator"
+        )
+        found.append(note("rights", what, remedy))
+    leaks = [row[0] for row in await _rows(connection, "leaks", ids_max=IDS_MAX)]
+    if leaks:
+        what = f"everybody may: {'; '.join(leaks)}"
+        remedy = (
+            "REVOKE it from PUBLIC, and look at \\ddp: default privileges may give it to the next table again"
+        )
+        found.append(trouble("rights", what, remedy))
+    unpinned = [row[0] for row in await _rows(connection, "unpinned", ids_max=IDS_MAX)]
+    if unpinned:
+        what = f"run as their owner with the caller's search_path: {', '.join(unpinned)}"
+        remedy = "ALTER FUNCTION ... SET search_path = pg_catalog, pg_temp"
+        found.append(trouble("rights", what, remedy))
+    return found or [good("rights", f"{server.user} may do no more than is granted, and everybody nothing")]
 
 
 _RESTORE_ANY: Final = "restore it as the migrations make it"
@@ -302,7 +337,47 @@ async def check_webhooks(connection: TrioConnection) -> list[Finding]:
             found.append(trouble("webhooks", what, f"give workers the right keys, then {remedy}"))
         else:
             found.append(note("webhooks", what, f"once the reason is gone: {remedy}"))
+    found += await _unreadable_policies(connection)
     return found or [good("webhooks", "none is paused or disabled")]
+
+
+async def check_certificates(connection: TrioConnection) -> list[Finding]:
+    """Name certificates of ours that have expired, or will soon."""
+    found = []
+    for webhook_id, name, kind, expires_at, seconds in await _rows(
+        connection, "expiring_certificates", seconds=CERTIFICATE_SECONDS_MIN, ids_max=IDS_MAX
+    ):
+        what = f"{_CERTIFICATES[kind]} of webhook {webhook_id} ({name})"
+        remedy = f"pggit-reactor webhook set {webhook_id} {kind}=@FILE, with its successor"
+        if seconds <= 0:
+            what += f" expired on {expires_at}: its deliveries fail"
+            found.append(trouble("certificates", what, remedy))
+        else:
+            what += f" expires on {expires_at}, in {seconds / _DAY_SECONDS:.0f} days"
+            found.append(note("certificates", what, remedy))
+    days = CERTIFICATE_SECONDS_MIN / _DAY_SECONDS
+    return found or [good("certificates", f"none of webhooks' own expires within {days:g} days")]
+
+
+_CERTIFICATES: Final = MappingProxyType(
+    {"ca": "a private authority", "client_certificate": "the client certificate"}
+)
+
+
+async def _unreadable_policies(connection: TrioConnection) -> list[Finding]:
+    stored = await _rows(connection, "status_policies", rows_max=ROWS_MAX)
+    complaints = {
+        (webhook_id, name): StatusPolicy.read(policy).complaint for webhook_id, name, policy in stored
+    }
+    return [
+        trouble(
+            "webhooks",
+            f"webhook {webhook_id} ({name}): {complaint}; workers go by the default table",
+            f"pggit-reactor webhook set {webhook_id} status_policy=404:transient (or another; none: status_policy=)",
+        )
+        for (webhook_id, name), complaint in complaints.items()
+        if complaint is not None
+    ][:IDS_MAX]
 
 
 async def check_workers(connection: TrioConnection) -> list[Finding]:
@@ -333,7 +408,8 @@ async def check_workers(connection: TrioConnection) -> list[Finding]:
 
 async def check_audit(connection: TrioConnection) -> list[Finding]:
     """See that the audit log has a partition for its next rows."""
-    fallen, reaches = (await _rows(connection, "audit_partitions", rows_max=ROWS_MAX))[0]
+    bound = {"rows_max": ROWS_MAX, "late_seconds": LATE_SECONDS}
+    fallen, reaches, unsealed, is_late = (await _rows(connection, "audit_partitions", **bound))[0]
     if fallen:
         what = f"{_count(fallen)} rows are in pggit.webhook_audit_log_default: partitions came too late"
         remedy = (
@@ -346,7 +422,11 @@ async def check_audit(connection: TrioConnection) -> list[Finding]:
         return [
             trouble("audit", what, "SELECT pggit.add_audit_partitions(), or start a worker, which does it")
         ]
-    return [good("audit", "partitions reach ahead, none of its rows fell out of them")]
+    if unsealed > UNSEALED_MAX and is_late:
+        what = f"{unsealed} audit ids are not sealed, and no worker has sealed any for {LATE_SECONDS:.0f} s"
+        remedy = "read the workers' log (audit_chain_refused, audit_seal_failed), and run `pggit-reactor audit verify`"
+        return [trouble("audit", what, remedy)]
+    return [good("audit", "partitions reach ahead, none of its rows fell out of them, and rows are sealed")]
 
 
 async def check_activity(connection: TrioConnection) -> list[Finding]:

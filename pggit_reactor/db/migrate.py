@@ -3,11 +3,14 @@
 Migrations are numbered files of plain SQL (``NNNN_name.sql``), forward only. All that are pending run in one
 transaction under an advisory lock, so a failure leaves nothing half done, and of two runs at once the second
 waits and finds nothing to do. `pggit.schema_migration` remembers what was applied, with a digest: a file
-that was edited afterwards is refused, because nobody could say what the database holds.
+that was edited afterwards is refused, because nobody could say what the database holds. One that was mended for
+databases on which it had failed says which digests it stands for: ``-- mends SHA256``, a line each.
 
 A file whose first line is ``-- breaking`` is a contract step: a program that does not know it would misread
-the schema and refuses (`SchemaTooNewError`). Other unknown migrations are expansions, which old programs
-live with.
+the schema and refuses (`SchemaTooNewError`), at its start and, where it runs on, within a heartbeat
+(`refuse_newer`). Other unknown migrations are expansions, which old programs live with. The other way round, a
+program lives with the schema before the contract steps that it brings: so two versions work side by side
+between the expansions and the contract steps of the newer one (`migrate`, *expand_only*).
 
 Roles belong to the cluster and the lock to the database, so runs in two databases may meet on CREATE ROLE or
 GRANT; those few errors are tried again.
@@ -45,6 +48,7 @@ RETRY_SECONDS: Final = 0.05
 
 _FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _BREAKING: Final = re.compile(r"--\s*breaking\s*$")
+_MENDS: Final = re.compile(r"^--\s*mends\s+([0-9a-f]{64})$", re.MULTILINE)
 _CONCURRENT_ROLES: Final = frozenset(
     {
         "XX000",  # internal_error: "tuple concurrently updated"
@@ -87,6 +91,8 @@ class Migration:
     digest: str
     breaking: bool
     text: str = attrs.field(repr=False)
+    mends: frozenset[str] = frozenset()
+    """Digests of what this file was before it was mended: where they succeeded they made the same."""
 
     @property
     def file_name(self) -> str:
@@ -119,7 +125,12 @@ class MigrateStatus:
     @property
     def is_current(self) -> bool:
         """Whether this program may work on the database as it is."""
-        return not (self.pending or self.edited or self.too_new)
+        return not (self.lacking or self.edited or self.too_new)
+
+    @property
+    def lacking(self) -> tuple[Migration, ...]:
+        """The pending ones that this program needs: all but contract steps that come last."""
+        return self.pending[: max((n for n, m in enumerate(self.pending, 1) if not m.breaking), default=0)]
 
     @property
     def too_new(self) -> tuple[AppliedMigration, ...]:
@@ -129,10 +140,11 @@ class MigrateStatus:
 
 @attrs.frozen(kw_only=True)
 class MigrateReport:
-    """What a run did: the migrations that it *applied*, and how many were there before."""
+    """What a run did: the migrations that it *applied*, how many were there before, and what it *left*."""
 
     applied: tuple[Migration, ...]
     already_count: int
+    left: tuple[Migration, ...] = ()
 
 
 def migrations_folder() -> Path:
@@ -175,6 +187,7 @@ def _read(path: Path) -> Migration:
         name=named[2],
         digest=hashlib.sha256(octets).hexdigest(),
         breaking=_BREAKING.match(text.partition("\n")[0]) is not None,
+        mends=frozenset(_MENDS.findall(text)),
         text=text,
     )
 
@@ -207,7 +220,7 @@ async def check(connection: TrioConnection, migrations: Sequence[Migration] | No
         edited=tuple(
             migration
             for version, migration in known.items()
-            if version in done and done[version].digest != migration.digest
+            if version in done and done[version].digest not in {migration.digest, *migration.mends}
         ),
         unknown=tuple(migration for migration in applied if migration.version not in known),
         legacy=has_queue and not has_table,
@@ -221,10 +234,31 @@ async def require_current(connection: TrioConnection, migrations: Sequence[Migra
     """
     status = await check(connection, migrations)
     _refuse(status)
-    if status.pending:
+    if status.lacking:
         raise PendingMigrationsError(
-            f"the schema lacks {_names(status.pending)}; run `pggit-reactor migrate` first"
+            f"the schema lacks {_names(status.lacking)}; run `pggit-reactor migrate` first"
         )
+
+
+def newest_version() -> int:
+    """Return the number of the last migration that this program brings. Reads files: for its start."""
+    return load_migrations()[-1].version
+
+
+async def refuse_newer(connection: TrioConnection, known_version: int) -> None:
+    """Raise `SchemaTooNewError` where a contract step beyond *known_version* was applied; for now and then.
+
+    Other programs migrate while this one runs, and files may be replaced under it: so the version is the
+    caller's, of the time when it started.
+    """
+    cursor = await connection.execute(
+        "SELECT string_agg(format('%%s_%%s', lpad(version::text, 4, '0'), name), ', ' ORDER BY version)"
+        " FROM pggit.schema_migration WHERE breaking AND version > %s",
+        (known_version,),
+    )
+    ((names,),) = await cursor.fetchall()
+    if names is not None:
+        raise _too_new(names)
 
 
 async def migrate(
@@ -232,8 +266,11 @@ async def migrate(
     migrations: Sequence[Migration] | None = None,
     *,
     legacy_timezone: str | None = None,
+    expand_only: bool = False,
 ) -> MigrateReport:
     """Apply all pending *migrations* (our own) in one transaction, and return what was done.
+
+    With *expand_only* the first contract step and what follows it are left for later.
 
     Where tables of pgGit's phase 8 are adopted, their plain timestamps are read in *legacy_timezone*, or in
     the database's own zone.
@@ -245,7 +282,7 @@ async def migrate(
     await _refuse_server(connection)
     for tries_left in reversed(range(TRIES_MAX)):
         try:
-            return await _migrate_once(connection, known, legacy_timezone)
+            return await _migrate_once(connection, known, legacy_timezone, expand_only=expand_only)
         except _ConcurrentRolesError as error:
             if not tries_left:
                 raise MigrationError(str(error)) from error
@@ -270,8 +307,25 @@ async def _refuse_server(connection: TrioConnection) -> None:
         raise MigrationError(f'database "{database}" has encoding {encoding}; only {ENCODING} is supported')
 
 
+async def _audit_upgrade(connection: TrioConnection, applied: Sequence[Migration]) -> None:
+    """Leave an audit row, where the schema has come that far. The first time, schema_migration says it all."""
+    cursor = await connection.execute(
+        "SELECT to_regprocedure('pggit.audit_change(text, bigint, bigint, jsonb, uuid)') IS NOT NULL"
+    )
+    ((can_audit,),) = await cursor.fetchall()
+    if can_audit:
+        await connection.execute(
+            "SELECT pggit.audit_change('schema_migrated', NULL, NULL, jsonb_build_object('versions', %s::integer[]))",
+            ([migration.version for migration in applied],),
+        )
+
+
 async def _migrate_once(
-    connection: TrioConnection, known: tuple[Migration, ...], legacy_timezone: str | None
+    connection: TrioConnection,
+    known: tuple[Migration, ...],
+    legacy_timezone: str | None,
+    *,
+    expand_only: bool,
 ) -> MigrateReport:
     async with connection.transaction():
         for setting in _SESSION:
@@ -282,19 +336,22 @@ async def _migrate_once(
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
         status = await check(connection, known)
         _refuse(status)
-        if not status.pending:
-            return MigrateReport(applied=(), already_count=len(status.applied))
-        await _prepare_table(connection)
-        for migration in status.pending:
+        first_left = len(status.pending)
+        if expand_only:
+            first_left = next((n for n, m in enumerate(status.pending) if m.breaking), first_left)
+        wanted, left = status.pending[:first_left], status.pending[first_left:]
+        if wanted:
+            await _prepare_table(connection)
+        for migration in wanted:
             await _apply(connection, migration)
-    return MigrateReport(applied=status.pending, already_count=len(status.applied))
+        if status.applied and wanted:
+            await _audit_upgrade(connection, wanted)
+    return MigrateReport(applied=wanted, already_count=len(status.applied), left=left)
 
 
 def _refuse(status: MigrateStatus) -> None:
     if status.too_new:
-        raise SchemaTooNewError(
-            f"the schema is newer than this program: {_names(status.too_new)}; upgrade pggit-reactor"
-        )
+        raise _too_new(_names(status.too_new))
     if status.edited:
         raise MigrationError(
             f"{_names(status.edited)} changed after being applied; install the version that applied it, and"
@@ -304,6 +361,10 @@ def _refuse(status: MigrateStatus) -> None:
     skipped = tuple(migration for migration in status.pending if migration.version < last)
     if skipped:
         raise MigrationError(f"{_names(skipped)} was not applied, but migration {last:04} was")
+
+
+def _too_new(names: str) -> SchemaTooNewError:
+    return SchemaTooNewError(f"the schema is newer than this program: {names}; upgrade pggit-reactor")
 
 
 def _names(migrations: Sequence[Migration | AppliedMigration]) -> str:

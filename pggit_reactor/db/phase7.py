@@ -56,6 +56,7 @@ async def register_phase7_webhook(
     url: Secret[str],
     url_origin: str,
     secret: Secret[str],
+    rate_per_s: float,
     by: By,
 ) -> str:
     """Register *old* under its own id, which takes over the deliveries that wait for it; return its name.
@@ -66,7 +67,13 @@ async def register_phase7_webhook(
     taken = {row[0] for row in await (await connection.execute(_SQL["taken_names"])).fetchall()}
     name = free_name(old, taken)
     labels = {"type": old.webhook_type, "channel": old.channel, DISCLOSED_LABEL: "phase 7"}
-    change = Change(name=name, url=url, url_origin=url_origin, labels=MappingProxyType(labels))
+    change = Change(
+        name=name,
+        url=url,
+        url_origin=url_origin,
+        policy=MappingProxyType({"rate_per_s": rate_per_s}),
+        labels=MappingProxyType(labels),
+    )
     async with connection.transaction():
         await registry.add(connection, sealer, change, secret=secret, webhook_id=old.webhook_id, by=by)
         if not old.is_enabled:

@@ -7,21 +7,30 @@ key. Callers have judged URLs and checked headers; constraints of the database j
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
 
+from pggit_reactor.core.breaker import RECOVERY_SECONDS
 from pggit_reactor.core.headers import check_extra_headers
-from pggit_reactor.core.model import SignatureScope, WebhookId
+from pggit_reactor.core.model import Ordering, SignatureAlgorithm, SignatureScope, WebhookId
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.signing_keys import algorithm_of, public_key_of
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
-from pggit_reactor.db.webhooks import headers_place, secret_place, url_place
+from pggit_reactor.db.webhooks import (
+    ca_place,
+    client_certificate_place,
+    headers_place,
+    secret_place,
+    url_place,
+)
 from pggit_reactor.errors import ConfigurationError, DatabaseError, NotFoundError
-from pggit_reactor.security.sealing import Sealer
+from pggit_reactor.security.certificates import RegisteredCertificates
+from pggit_reactor.security.sealing import Place, Sealer
 
 WAITING_ROWS_MAX: Final = 10_000
 """Waiting deliveries are counted up to here."""
@@ -36,6 +45,8 @@ class By:
 
     name: str
     host: str
+    request_id: str | None = None
+    """A UUID that joins the audit rows of one call."""
 
 
 @attrs.frozen(kw_only=True)
@@ -51,6 +62,14 @@ class Policy:
     give_up_after: float | None = None
     max_body_bytes: int | None = None
     signature_scope: SignatureScope | None = None
+    pins: list[str] | None = attrs.field(default=None, converter=attrs.converters.optional(list))
+    """As `core.pins` reads them; a list, as psycopg gives and takes an array."""
+    rotate_every: float | None = None
+    """Seconds between new signing secrets."""
+    weight: int | None = None
+    status_policy: Any = None
+    """JSON, as `core.status_policy` reads it; whatever somebody wrote there stays until it is set."""
+    ordering: Ordering | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -65,6 +84,8 @@ class Change:
     """Fields of `Policy`; None puts the default back."""
     headers: Mapping[str, Secret[str] | None] = MappingProxyType({})
     """By name; None takes the header away."""
+    certificates: Mapping[str, RegisteredCertificates | None] = MappingProxyType({})
+    """By name, ``ca`` or ``client_certificate``; None takes them away."""
     labels: Mapping[str, str | None] = MappingProxyType({})
     replaces_labels: bool = False
     """Labels that are not named go."""
@@ -72,7 +93,7 @@ class Change:
     @property
     def seals(self) -> bool:
         """Whether a key is needed for it."""
-        return self.url is not None or bool(self.headers)
+        return self.url is not None or bool(self.headers) or any(self.certificates.values())
 
 
 @attrs.frozen(kw_only=True)
@@ -84,6 +105,9 @@ class SecretRecord:
     expires_at: str | None
     created_at: str
     created_by: str | None
+    algorithm: str
+    public_key: str | None
+    """What receivers verify with, where it is an Ed25519 key."""
 
 
 @attrs.frozen(kw_only=True)
@@ -107,18 +131,33 @@ class WebhookRecord:
     give_up_after_seconds: float
     max_body_bytes: int | None
     signature_scope: str
+    rotate_every_seconds: float | None
+    next_rotation: datetime | None
+    weight: int
+    """Its share, where workers are short of room."""
+    status_policy: Any
+    """Its own table of statuses, as stored; None where there is none."""
+    ordering: str
     has_headers: bool
+    pins: tuple[str, ...]
+    ca_fingerprints: tuple[str, ...]
+    """SHA-256 of each certificate, as those below; the first of a client certificate is its own."""
+    ca_expires_at: datetime | None
+    client_certificate_fingerprints: tuple[str, ...]
+    client_certificate_expires_at: datetime | None
     labels: Mapping[str, str]
     created_at: datetime
     updated_at: datetime
     secrets: tuple[SecretRecord, ...]
-    health_status: str | None
+    learned_concurrency: int | None
+    """How many attempts at once a worker found it able to bear, of late; None: its concurrency."""
     breaker: str
-    """A word of `core.breaker.Phase`."""
+    """Of its circuit breaker: a word of `core.breaker.Phase`."""
     breaker_until: datetime | None
-    """Until when it is open."""
+    """Open until then, half-open after that."""
     retry_after_until: datetime | None
-    """Until when its receiver asked to be left alone."""
+    """The receiver asked that nothing be sent before."""
+    health_status: str | None
     attempts: int
     successes: int
 
@@ -156,15 +195,36 @@ async def add(
             await connection.execute(_SQL["add"], {**state.bound(), "webhook_id": new_id, "by": by.name})
         except DatabaseError as error:
             raise _taken(error, new_id, state.name) from error
-        sealed = await sealer.seal_async(secret.reveal().encode(), place=secret_place(new_id, 1))
-        await connection.execute(
-            _SQL["add_secret"],
-            {"webhook_id": new_id, "version": 1, "sealed_secret": sealed, "by": by.name},
-        )
+        algorithm = await add_secret(connection, sealer, WebhookId(new_id), 1, secret, by=by)
         seen = {name: value for name, value in state.seen().items() if value not in (None, [], {})}
+        first = {"version": 1, "algorithm": algorithm}
         await audit(connection, "webhook_added", webhook_id=new_id, by=by, details=seen)
-        await audit(connection, "secret_added", webhook_id=new_id, by=by, details={"version": 1})
+        await audit(connection, "secret_added", webhook_id=new_id, by=by, details=first)
     return WebhookId(new_id)
+
+
+async def add_secret(
+    connection: TrioConnection,
+    sealer: Sealer,
+    webhook_id: WebhookId,
+    version: int,
+    secret: Secret[str],
+    *,
+    by: By,
+) -> SignatureAlgorithm:
+    """Write a version of a webhook's signing secret; return what it signs with."""
+    place = secret_place(webhook_id, version)
+    algorithm = algorithm_of(secret.reveal())
+    bound = {
+        "webhook_id": webhook_id,
+        "version": version,
+        "sealed_secret": await sealer.seal_async(secret.reveal().encode(), place=place),
+        "algorithm": algorithm,
+        "public_key": public_key_of(secret.reveal()),
+        "by": by.name,
+    }
+    await connection.execute(_SQL["add_secret"], bound)
+    return algorithm
 
 
 async def change_webhook(
@@ -274,13 +334,22 @@ async def audit(
             "status_code": status_code,
             "error_message": error_message,
             "by": by.name,
-            "request_id": request_id,
+            "request_id": request_id or by.request_id,
             "details": json.dumps({**details, "host": by.host}),
         },
     )
 
 
 # ---- one webhook, as it is written ------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class _Certificates:
+    """The columns that hold private authorities, or a client certificate."""
+
+    sealed: bytes | None = attrs.field(default=None, repr=False)
+    fingerprints: Sequence[str] | None = None
+    expires_at: datetime | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -293,6 +362,8 @@ class _State:
     policy: Policy = Policy()
     sealed_headers: bytes | None = attrs.field(default=None, repr=False)
     headers: Mapping[str, Secret[str]] = MappingProxyType({})
+    ca: _Certificates = _Certificates()
+    client_certificate: _Certificates = _Certificates()
     labels: Mapping[str, str] = MappingProxyType({})
 
     def bound(self) -> dict[str, object]:
@@ -302,7 +373,14 @@ class _State:
             "sealed_url": self.sealed_url,
             "url_origin": self.url_origin,
             **attrs.asdict(self.policy),
+            "status_policy": _json(self.policy.status_policy),
             "sealed_headers": self.sealed_headers,
+            "sealed_ca": self.ca.sealed,
+            "ca_fingerprints": self.ca.fingerprints,
+            "ca_expires_at": self.ca.expires_at,
+            "sealed_client_certificate": self.client_certificate.sealed,
+            "client_certificate_fingerprints": self.client_certificate.fingerprints,
+            "client_certificate_expires_at": self.client_certificate.expires_at,
             "labels": json.dumps(dict(self.labels)),
         }
 
@@ -313,6 +391,8 @@ class _State:
             "url_origin": self.url_origin,
             **attrs.asdict(self.policy),
             "headers": sorted(self.headers),
+            "ca": self.ca.fingerprints,
+            "client_certificate": self.client_certificate.fingerprints,
             "labels": dict(self.labels),
         }
 
@@ -334,6 +414,9 @@ async def _changed(state: _State, change: Change, webhook_id: int, sealer: Seale
             else None
         )
         state = attrs.evolve(state, headers=headers, sealed_headers=sealed_headers)
+    for name, certificates in change.certificates.items():
+        sealed_certificates = await _sealed(certificates, _PLACES[name](webhook_id), sealer)
+        state = attrs.evolve(state, **{name: sealed_certificates})  # type: ignore[arg-type]  # the names are fields
     base: Mapping[str, str] = {} if change.replaces_labels else state.labels
     return attrs.evolve(
         state,
@@ -343,6 +426,26 @@ async def _changed(state: _State, change: Change, webhook_id: int, sealer: Seale
     )
 
 
+_PLACES: Final = MappingProxyType({"ca": ca_place, "client_certificate": client_certificate_place})
+
+
+async def _sealed(
+    certificates: RegisteredCertificates | None, place: Place, sealer: Sealer | None
+) -> _Certificates:
+    if certificates is None:
+        return _Certificates()
+    assert sealer is not None
+    return _Certificates(
+        sealed=await sealer.seal_async(certificates.pem.reveal().encode(), place=place),
+        fingerprints=list(certificates.fingerprints),
+        expires_at=certificates.expires_at,
+    )
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
 def _merged(
     old: Mapping[str, Secret[str]], change: Mapping[str, Secret[str] | None]
 ) -> dict[str, Secret[str]]:
@@ -350,6 +453,14 @@ def _merged(
     touched = {name.lower() for name in change}
     kept = {name: value for name, value in old.items() if name.lower() not in touched}
     return kept | {name: value for name, value in change.items() if value is not None}
+
+
+async def locked_webhook(
+    connection: TrioConnection, which: int | str
+) -> tuple[WebhookId, SignatureScope | None]:
+    """Lock a webhook until the transaction ends; return its id and scope. `NotFoundError`."""
+    webhook_id, state = await _locked(connection, which)
+    return webhook_id, state.policy.signature_scope
 
 
 async def _locked(connection: TrioConnection, which: int | str) -> tuple[WebhookId, _State]:
@@ -362,9 +473,19 @@ async def _locked(connection: TrioConnection, which: int | str) -> tuple[Webhook
         name=row[1],
         sealed_url=bytes(row[2]),
         url_origin=row[3],
-        policy=Policy(**dict(zip(_POLICY_FIELDS, row[6:], strict=True))),
+        policy=Policy(**dict(zip(_POLICY_FIELDS, row[12:], strict=True))),
+        ca=_read_certificates(*row[6:9]),
+        client_certificate=_read_certificates(*row[9:12]),
         sealed_headers=None if row[4] is None else bytes(row[4]),
         labels=row[5],
+    )
+
+
+def _read_certificates(
+    sealed: bytes | None, fingerprints: Sequence[str] | None, expires_at: datetime | None
+) -> _Certificates:
+    return _Certificates(
+        sealed=None if sealed is None else bytes(sealed), fingerprints=fingerprints, expires_at=expires_at
     )
 
 
@@ -386,14 +507,18 @@ async def _next_id(connection: TrioConnection) -> int:
 
 
 async def _records(connection: TrioConnection, bound: Mapping[str, object]) -> tuple[WebhookRecord, ...]:
-    cursor = await connection.execute(_SQL["records"], bound)
+    cursor = await connection.execute(_SQL["records"], {**bound, "recovery_seconds": RECOVERY_SECONDS})
     names = [column.name for column in cursor.description or ()]
     return tuple(_record(dict(zip(names, row, strict=True))) for row in await cursor.fetchall())
 
 
 def _record(row: dict[str, Any]) -> WebhookRecord:
     secrets = tuple(SecretRecord(**secret) for secret in row.pop("secrets"))
+    row |= {name: tuple(row[name]) for name in _LISTS}
     return WebhookRecord(**row, secrets=secrets)
+
+
+_LISTS: Final = ("pins", "ca_fingerprints", "client_certificate_fingerprints")
 
 
 def _named(which: int | str) -> dict[str, object]:

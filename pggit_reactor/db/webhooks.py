@@ -10,6 +10,7 @@ import attrs
 
 from pggit_reactor.core.model import SignatureScope, Webhook, WebhookId, WebhookState
 from pggit_reactor.core.secret import Secret
+from pggit_reactor.core.status_policy import StatusPolicy
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
 from pggit_reactor.errors import SealError
@@ -29,6 +30,16 @@ def url_place(webhook_id: int) -> Place:
 def headers_place(webhook_id: int) -> Place:
     """Where a webhook's sealed headers belong."""
     return Place(schema="pggit", table="webhook", column="sealed_headers", row=str(webhook_id))
+
+
+def ca_place(webhook_id: int) -> Place:
+    """Where a webhook's sealed private authorities belong."""
+    return Place(schema="pggit", table="webhook", column="sealed_ca", row=str(webhook_id))
+
+
+def client_certificate_place(webhook_id: int) -> Place:
+    """Where a webhook's sealed client certificate belongs."""
+    return Place(schema="pggit", table="webhook", column="sealed_client_certificate", row=str(webhook_id))
 
 
 def secret_place(webhook_id: int, version: int) -> Place:
@@ -84,7 +95,8 @@ async def _opened(
     row: tuple[Any, ...], sealer: Sealer, defaults: WebhookDefaults
 ) -> Webhook | UnopenableWebhook:
     (webhook_id, name, revision, state, sealed_url, url_origin, concurrency, attempt_timeout, max_attempts,
-     give_up_after, sealed_headers, scope, max_body_bytes, versions, sealed_secrets) = row  # fmt: skip
+     give_up_after, sealed_headers, scope, max_body_bytes, pins, sealed_ca, sealed_client_certificate,
+     versions, sealed_secrets, secrets_change_in, status_policy) = row  # fmt: skip
     try:
         url = (await sealer.open_async(sealed_url, place=url_place(webhook_id))).decode()
         headers = (
@@ -96,6 +108,10 @@ async def _opened(
             (await sealer.open_async(sealed, place=secret_place(webhook_id, version))).decode()
             for version, sealed in zip(versions or (), sealed_secrets or (), strict=True)
         ]
+        ca = await _open_text(sealer, sealed_ca, ca_place(webhook_id))
+        client_certificate = await _open_text(
+            sealer, sealed_client_certificate, client_certificate_place(webhook_id)
+        )
     except (SealError, ValueError) as error:
         # Of a ValueError the message may quote what was opened.
         why = str(error) if isinstance(error, SealError) else "what was sealed is not what belongs there"
@@ -117,7 +133,18 @@ async def _opened(
         headers=headers,
         signature_scope=SignatureScope(scope),
         max_body_bytes=max_body_bytes or defaults.max_body_bytes,
+        pins=tuple(pins or ()),
+        ca=ca,
+        client_certificate=client_certificate,
+        secrets_change_in_seconds=secrets_change_in,
+        status_policy=StatusPolicy.read(status_policy),
     )
+
+
+async def _open_text(sealer: Sealer, sealed: bytes | None, place: Place) -> Secret[str] | None:
+    if sealed is None:
+        return None
+    return Secret((await sealer.open_async(sealed, place=place)).decode())
 
 
 def _headers_of(octets: bytes) -> tuple[tuple[str, str], ...]:

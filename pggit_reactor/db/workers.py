@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
 
 from pggit_reactor.core.breaker import RECOVERY_SECONDS, Phase
+from pggit_reactor.core.model import WebhookId
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.statements import statements
 
 FIGURES_ROWS_MAX: Final = 20_000
 """Depths are counted up to here; what is deeper reads as this many."""
+
+LEARNED_ROWS_MAX: Final = 10_000
 
 _SQL = statements("workers")
 
@@ -43,6 +46,16 @@ class Figures:
     """Webhooks by the state of their circuit breaker, but for those that are simply closed."""
 
 
+@attrs.frozen(kw_only=True)
+class Heard:
+    """What a heartbeat brings back."""
+
+    time: float
+    """The database's, in Unix seconds."""
+    keys_in_use: tuple[str, ...]
+    """Ids of the master keys that something may be sealed with."""
+
+
 async def heartbeat(
     connection: TrioConnection,
     identity: WorkerIdentity,
@@ -50,8 +63,10 @@ async def heartbeat(
     state: str,
     in_flight: int,
     silence_seconds: float,
-) -> float:
-    """Say that the worker lives; return the database's time in Unix seconds.
+    key_ids: Sequence[str] = (),
+    proved_key_ids: Sequence[str] = (),
+) -> Heard:
+    """Say that the worker lives and which master keys it has; return what the database says to it.
 
     A gap of more than *silence_seconds* since the last heartbeat is remembered: see `claims.claim`.
     """
@@ -67,12 +82,33 @@ async def heartbeat(
             "state": state,
             "in_flight": in_flight,
             "silence_seconds": silence_seconds,
+            "key_ids": list(key_ids),
+            "proved_key_ids": list(proved_key_ids),
         },
         prepare=True,
     )
     row = await cursor.fetchone()
     assert row is not None
-    return float(row[0])
+    return Heard(time=float(row[0]), keys_in_use=tuple(row[1]))
+
+
+async def write_learned(
+    connection: TrioConnection, levels: Mapping[WebhookId, int | None]
+) -> frozenset[WebhookId]:
+    """Write how many attempts at once receivers were found able to bear; None: their limit is all that counts again.
+
+    Return the webhooks whose row somebody holds locked: they were left out.
+    """
+    cursor = await connection.execute(
+        _SQL["learn"], {"webhook_ids": [*levels], "levels": [*levels.values()]}, prepare=True
+    )
+    return frozenset(row[0] for row in await cursor.fetchall())
+
+
+async def read_learned(connection: TrioConnection) -> dict[WebhookId, int]:
+    """Return what workers found out in the last hour of receivers that bear less than their limit."""
+    cursor = await connection.execute(_SQL["learned"], {"rows_max": LEARNED_ROWS_MAX}, prepare=True)
+    return dict(await cursor.fetchall())
 
 
 async def try_chores_lock(connection: TrioConnection) -> bool:

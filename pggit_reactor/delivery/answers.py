@@ -28,11 +28,10 @@ BODY_OCTETS_MAX: Final = 64 * 1024  # as they come over the wire, chunk framing 
 FRAMING_OCTETS_MAX: Final = 8 * 1024  # chunk sizes, extensions and trailers: what is no body
 RETRY_AFTER_CHARS_MAX: Final = 64
 
+_FRAMING: Final = frozenset({b"transfer-encoding", b"content-length"})
 _HEAD_END: Final = b"\r\n\r\n"
 # Possessive, so that no octets can make it backtrack.
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n")
-# Control characters would rule a terminal, and the direction marks would turn a line of a log around.
-_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class AnswerReader:
@@ -116,7 +115,10 @@ class AnswerReader:
 
     def excerpt(self) -> str:
         """Return what was kept of the body as text for people: one line, nothing that rules a terminal."""
-        return _UNPRINTABLE.sub("\ufffd", self.body().decode("utf-8", "replace"))
+        text = self.body().decode("utf-8", "replace")
+        # Control characters would rule a terminal, direction marks turn a line of a log around, and what is
+        # invisible could hide words from whoever searches for them.
+        return text if text.isprintable() else "".join(map(_printable, text))
 
     def _feed_heads(self, octets: bytes) -> bytes:
         """Read heads, interim ones too, until the final one is whole; return the octets after it."""
@@ -167,6 +169,9 @@ class AnswerReader:
         self._interim_count += 1
         if self._interim_count > INTERIM_ANSWERS_MAX:
             raise _malformed(f"more than {INTERIM_ANSWERS_MAX} interim answers came")
+        if any(name.lower() == b"transfer-encoding" for name, _ in self.fields):
+            # It can have no body, and who reads one into it would see other answers behind it (RFC 9112, 6.1).
+            raise _malformed("an interim answer has a Transfer-Encoding")
         self.fields = []
         self._framed = False
 
@@ -225,9 +230,11 @@ class AnswerReader:
         self._surplus = self._framed
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a field of the head; trailers are read and dropped."""
+        """Keep a field of the head; trailers are read and dropped, and may not speak of framing."""
         if self.status is None:
             self.fields.append((name, value))
+        elif name.lower() in _FRAMING:
+            self._surplus = True  # Another parser could see another end of the answer.
 
     def on_headers_complete(self) -> None:
         """Ask now whether the connection stays open: llhttp forgets it when the message ends."""
@@ -235,7 +242,9 @@ class AnswerReader:
         self._keep_alive = self._parser.should_keep_alive()
 
     def on_body(self, octets: bytes) -> None:
-        """Keep the first octets of the body."""
+        """Keep the first octets of the body; not of an answer that nobody asked for, behind it."""
+        if self._framed:
+            return
         self._payload_octets += len(octets)
         room = self._keep_octets_max - self._kept_octets
         if room > 0:
@@ -246,6 +255,10 @@ class AnswerReader:
     def on_message_complete(self) -> None:
         """Note that the message ended as its framing promised."""
         self._framed = True
+
+
+def _printable(letter: str) -> str:
+    return letter if letter.isprintable() else "\ufffd"
 
 
 def _malformed(reason: str) -> AttemptError:

@@ -19,6 +19,7 @@ from pggit_reactor.delivery.wire import Wire
 IDLE_PER_KEY_MAX: Final = 32
 IDLE_MAX: Final = 512
 IDLE_SECONDS_MAX: Final = 50.0  # load balancers commonly close after 60: better to be first
+RETIRED_KEYS_MAX: Final = 4096
 AGE_SECONDS_MAX: Final = 600.0  # then the name is looked up and judged anew
 
 
@@ -39,6 +40,7 @@ class ConnectionPool:
         self.limits = limits
         self._idle: OrderedDict[Wire, tuple[Hashable, float]] = OrderedDict()
         self._stacks: dict[Hashable, deque[Wire]] = {}
+        self._retired: OrderedDict[Hashable, None] = OrderedDict()
         self._closed = False
 
     @property
@@ -62,7 +64,8 @@ class ConnectionPool:
     def give(self, key: Hashable, wire: Wire) -> None:
         """Keep *wire* for the next request of *key*, or close it where a limit says so."""
         now = trio.current_time()
-        if self._closed or now - wire.opened_at >= self.limits.age_seconds_max:
+        too_old = now - wire.opened_at >= self.limits.age_seconds_max
+        if self._closed or too_old or key in self._retired:
             wire.close()
             return
         stack = self._stacks.setdefault(key, deque())
@@ -72,6 +75,16 @@ class ConnectionPool:
             self._close(stack[0])
         while len(self._idle) > self.limits.idle_max:
             self._close(next(iter(self._idle)))
+
+    def replace(self, old: Hashable, new: Hashable) -> None:
+        """Close what waits for *old*, and whatever is given back for it later: its requests go by *new* now."""
+        while (stack := self._stacks.get(old)) is not None:
+            self._close(stack[0])
+        self._retired[old] = None
+        self._retired.pop(new, None)
+        while len(self._retired) > RETIRED_KEYS_MAX:
+            # What such an old attempt gives back now is kept, and used by nobody, until it expires.
+            self._retired.popitem(last=False)
 
     def close_expired(self) -> None:
         """Close what has been idle for too long."""

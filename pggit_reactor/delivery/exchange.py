@@ -7,13 +7,13 @@ connection.
 
 from __future__ import annotations
 
-import ssl
 import traceback
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import PurePath
 from time import perf_counter
 from typing import Final
 
+import attrs
 import trio
 
 from pggit_reactor.core.model import AttemptFailure, FailureKind, Phases
@@ -21,7 +21,8 @@ from pggit_reactor.core.url_policy import Target
 from pggit_reactor.delivery.answers import AnswerReader
 from pggit_reactor.delivery.connections import ConnectionPool
 from pggit_reactor.delivery.dialer import Dialer
-from pggit_reactor.delivery.failures import AttemptError, connection_lost
+from pggit_reactor.delivery.failures import AttemptError, connection_lost, is_fault_of_tls
+from pggit_reactor.delivery.tls import PUBLIC, TlsPolicy
 from pggit_reactor.delivery.wire import Wire
 
 BODY_SECONDS_MAX: Final = 1.0
@@ -38,19 +39,36 @@ _WAITING_FOR: Final = (
 )
 
 
+@attrs.frozen(kw_only=True)
+class Route:
+    """Where a webhook's requests go, and over which connections."""
+
+    owner: Hashable
+    """The webhook: its connections are shared with nobody."""
+    target: Target
+    tls: TlsPolicy = PUBLIC
+    connections: Hashable = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(
+            lambda self: (self.owner, self.target.host, self.target.port, self.tls.digest), takes_self=True
+        ),
+    )
+    """The key of its connections. A webhook whose URL, pins or certificates change never uses an old one again."""
+
+
 class Exchange:
     """One attempt. `run` it once; afterwards `failure` says why there is no answer, or `answer` holds it."""
 
     __slots__ = (
         "_dialer",
-        "_key",
         "_marks",
         "_on_phase",
         "_parts",
         "_pool",
+        "_route",
         "_scope",
         "_started_at",
-        "_target",
         "address",
         "answer",
         "elapsed_seconds",
@@ -64,8 +82,7 @@ class Exchange:
         *,
         dialer: Dialer,
         pool: ConnectionPool,
-        key: Hashable,
-        target: Target,
+        route: Route,
         parts: Sequence[bytes],
         answer: AnswerReader,
         on_phase: OnPhase | None = None,
@@ -78,9 +95,7 @@ class Exchange:
         self.resent = False
         self._dialer = dialer
         self._pool = pool
-        # The origin belongs to the key: a webhook whose URL changes must not meet its old receiver again.
-        self._key = (key, target.host, target.port)
-        self._target = target
+        self._route = route
         self._parts = parts
         self._on_phase = on_phase
         self._marks: dict[str, float] = {}
@@ -108,7 +123,7 @@ class Exchange:
         self.elapsed_seconds = perf_counter() - self._started_at
 
     async def _send(self) -> None:
-        wire = self._pool.take(self._key)
+        wire = self._pool.take(self._route.connections)
         if wire is not None:
             self.reused = True
             self.address = wire.address
@@ -121,7 +136,7 @@ class Exchange:
                 return
             self.reused, self.resent = False, True
             self._marks.clear()
-        wire = await self._dialer.dial(self._target, self._mark)
+        wire = await self._dialer.dial(self._route.target, self._route.tls, self._mark)
         self.address = wire.address
         await self._exchange(wire)
 
@@ -133,7 +148,7 @@ class Exchange:
             wire.close()
             raise
         if whole and self.answer.reusable:
-            self._pool.give(self._key, wire)
+            self._pool.give(self._route.connections, wire)
         else:
             wire.close()
 
@@ -146,8 +161,7 @@ class Exchange:
                     return False
         except OSError as error:
             # A receiver that refuses early answers, closes and resets: its answer waits in our socket.
-            broken_tls = isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError)
-            if broken_tls or not await self._answered_before(wire):
+            if is_fault_of_tls(error) or not await self._answered_before(wire):
                 raise connection_lost(error, answer_began=self.answer.started) from error
             return False
         self._mark("sent")
@@ -156,7 +170,9 @@ class Exchange:
     async def _answered_before(self, wire: Wire) -> bool:
         try:
             said = await wire.receive()
-        except OSError:
+        except OSError as error:
+            if is_fault_of_tls(error):  # an alert, such as one about our certificate
+                raise connection_lost(error, answer_began=self.answer.started) from error
             return False
         if said:
             self._take(said)

@@ -7,37 +7,36 @@ redirect, reads a proxy from the environment, keeps a cookie or decompresses a b
 
 from __future__ import annotations
 
-import importlib.metadata
+import operator
 import re
-import ssl
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Final
 
 import httpx
 import trio
 
-from pggit_reactor.core.headers import parse_extra_headers
+from pggit_reactor import __version__
+from pggit_reactor.core.headers import TRACEPARENT, parse_extra_headers
 from pggit_reactor.core.model import Answer, AttemptFailure, AttemptResult, FailureKind, Webhook, WebhookId
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import sign
-from pggit_reactor.core.url_policy import EgressRules, Target, parse_target
+from pggit_reactor.core.url_policy import EgressRules, parse_target
 from pggit_reactor.delivery.answers import BODY_OCTETS_MAX, AnswerReader
 from pggit_reactor.delivery.connections import ConnectionPool, PoolLimits
-from pggit_reactor.delivery.dialer import Dialer, client_context
-from pggit_reactor.delivery.exchange import Exchange, OnPhase
+from pggit_reactor.delivery.dialer import Dialer
+from pggit_reactor.delivery.exchange import Exchange, OnPhase, Route
 from pggit_reactor.delivery.failures import DETAIL_CHARS_MAX, AttemptError
 from pggit_reactor.delivery.requests import compose_request
 from pggit_reactor.delivery.resolver import Resolver, SystemResolver
+from pggit_reactor.delivery.tls import MakeContext, TlsContexts, TlsPolicy, client_context
 from pggit_reactor.errors import BadHeadersError, ConfigurationError, UrlRefusedError
 
 EXCERPT_OCTETS_MAX: Final = 1024
-TARGETS_MAX: Final = 10_000
+ROUTES_MAX: Final = 10_000
 HTTPX_DEADLINE_SECONDS: Final = 5.0
 _SWEEPS_PER_IDLE_LIMIT: Final = 4
 
-_TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _EVENT_TYPE: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _SET_BY_US: Final = frozenset(
     {
@@ -52,6 +51,8 @@ _SET_BY_US: Final = frozenset(
     }
 )
 
+_Registered = tuple[Secret[str], tuple[str, ...], Secret[str] | None, Secret[str] | None]
+
 
 class WebhookTransport(httpx.AsyncBaseTransport):
     """Sends requests to judged addresses over connections of its own. Open it with `open_transport`.
@@ -63,51 +64,56 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         self._dialer = dialer
         self._pool = pool
         self._rules = rules
-        self._targets: dict[WebhookId, tuple[Secret[str], Target]] = {}
+        self._routes: dict[WebhookId, tuple[_Registered, Route]] = {}
 
     @property
     def idle_connections(self) -> int:
         """Return how many connections wait for their next request."""
         return self._pool.idle_count
 
-    def target_of(self, webhook: Webhook) -> Target:
-        """Return where *webhook* leads, read once for each URL; `UrlRefusedError` where policy refuses it."""
-        known = self._targets.get(webhook.webhook_id)
-        if known is not None and known[0] is webhook.url:
+    def route_of(self, webhook: Webhook) -> Route:
+        """Return the way to *webhook*, made once for each registration; `UrlRefusedError` where policy refuses its URL.
+
+        Connections of the registration before it are closed, those in use as soon as their request is over.
+        """
+        registered = (webhook.url, webhook.pins, webhook.ca, webhook.client_certificate)
+        known = self._routes.get(webhook.webhook_id)
+        if known is not None and all(map(operator.is_, known[0], registered)):
             return known[1]
         target = parse_target(webhook.url.reveal(), self._rules)
-        if len(self._targets) >= TARGETS_MAX:
-            self._targets.clear()
-        self._targets[webhook.webhook_id] = (webhook.url, target)
-        return target
+        route = Route(owner=webhook.webhook_id, target=target, tls=TlsPolicy.of(webhook))
+        if known is not None and known[1].connections != route.connections:
+            self._pool.replace(known[1].connections, route.connections)
+        if len(self._routes) >= ROUTES_MAX:
+            self._routes.clear()
+        self._routes[webhook.webhook_id] = (registered, route)
+        return route
 
     async def post(
         self,
         *,
-        key: Hashable,
-        target: Target,
+        route: Route,
         headers: Sequence[tuple[str, str]],
         body: bytes,
         deadline_seconds: float,
         on_phase: OnPhase | None = None,
     ) -> AttemptResult:
-        """POST *body* to *target* and return what came of it; raises nothing but `Cancelled`.
+        """POST *body* by *route* and return what came of it; raises nothing but `Cancelled`.
 
-        *key* names the webhook, whose connections are shared with nobody. *headers* go out as they are,
-        between Host and Accept-Encoding, which are set here, and Content-Length. *deadline_seconds* bounds
-        everything from the look-up to the head of the answer; its body gets what is left, at most a second.
+        *headers* go out as they are, between Host and Accept-Encoding, which are set here, and
+        Content-Length. *deadline_seconds* bounds everything from the look-up to the head of the answer; its
+        body gets what is left, at most a second.
         *on_phase* is called with the name of each phase of `Phases` and the seconds since the start.
         Cancelling closes the connection.
         """
         try:
-            parts = compose_request("POST", target, headers, body)
+            parts = compose_request("POST", route.target, headers, body)
         except AttemptError as error:
             return await not_sent(error.failure)
         exchange = Exchange(
             dialer=self._dialer,
             pool=self._pool,
-            key=key,
-            target=target,
+            route=route,
             parts=parts,
             answer=AnswerReader(keep_octets_max=EXCERPT_OCTETS_MAX),
             on_phase=on_phase,
@@ -139,7 +145,11 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             raise httpx.LocalProtocolError(error.failure.detail, request=request) from error
         answer = AnswerReader(keep_octets_max=BODY_OCTETS_MAX, head_only=request.method == "HEAD")
         exchange = Exchange(
-            dialer=self._dialer, pool=self._pool, key="httpx", target=target, parts=parts, answer=answer
+            dialer=self._dialer,
+            pool=self._pool,
+            route=Route(owner="httpx", target=target),
+            parts=parts,
+            answer=answer,
         )
         await exchange.run(_client_deadline(request))
         outcome = _outcome(exchange)
@@ -166,21 +176,17 @@ async def open_transport(
     rules: EgressRules,
     *,
     resolver: Resolver | None = None,
-    ssl_context: ssl.SSLContext | None = None,
+    make_context: MakeContext = client_context,
     limits: PoolLimits | None = None,
 ) -> AsyncIterator[WebhookTransport]:
     """Open the sender; at the end of the block its idle connections are closed and none is kept any more.
 
-    `ConfigurationError` for an *ssl_context* that would agree on less than TLS 1.2.
+    *make_context* gives the TLS settings that webhooks without a private authority start from;
+    `ConfigurationError` where it would agree on less than TLS 1.2.
     """
-    if ssl_context is not None and ssl_context.minimum_version < ssl.TLSVersion.TLSv1_2:
-        raise ConfigurationError(
-            "the TLS context of a sender must have a minimum_version of TLSv1_2 or later"
-        )
+    contexts = TlsContexts(make_context, version_min=rules.tls_version_min)
     pool = ConnectionPool(limits or PoolLimits())
-    dialer = Dialer(
-        rules=rules, resolver=resolver or SystemResolver(), context=ssl_context or client_context()
-    )
+    dialer = Dialer(rules=rules, resolver=resolver or SystemResolver(), contexts=contexts)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_sweep, pool)
         try:
@@ -208,18 +214,17 @@ async def send_attempt(
     webhook's. *wall_now*, in Unix seconds, is the attempt's timestamp on the wire.
     """
     try:
-        target, headers = _compose(
+        route, headers = _compose(
             transport, webhook, uid=uid, body=body, extra_headers=extra_headers, wall_now=wall_now
         )
     except AttemptError as error:
         return await not_sent(error.failure)
     if event_type is not None and _EVENT_TYPE.fullmatch(event_type):
         headers.append(("X-pgGit-Event-Type", event_type))
-    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+    if traceparent is not None and TRACEPARENT.fullmatch(traceparent):
         headers.append(("traceparent", traceparent))
     return await transport.post(
-        key=webhook.webhook_id,
-        target=target,
+        route=route,
         headers=headers,
         body=body,
         deadline_seconds=webhook.attempt_timeout_seconds,
@@ -241,12 +246,12 @@ def _compose(
     body: bytes,
     extra_headers: str | None,
     wall_now: float,
-) -> tuple[Target, list[tuple[str, str]]]:
+) -> tuple[Route, list[tuple[str, str]]]:
     if len(body) > webhook.max_body_bytes:
         detail = f"the body has {len(body)} octets; allowed: {webhook.max_body_bytes} (max_body_bytes)"
         raise AttemptError(FailureKind.TOO_LARGE, detail)
     try:
-        target = transport.target_of(webhook)
+        route = transport.route_of(webhook)
         row_headers = parse_extra_headers(extra_headers) if extra_headers else ()
         signature = sign(
             body,
@@ -268,13 +273,12 @@ def _compose(
     if row_headers:
         taken = {name.lower() for name, _ in webhook.headers}
         headers += [(name, value) for name, value in row_headers if name.lower() not in taken]
-    return target, headers
+    return route, headers
 
 
-@cache
 def user_agent() -> str:
     """Return what we call ourselves: ``pggit-reactor/VERSION``."""
-    return f"pggit-reactor/{importlib.metadata.version('pggit-reactor')}"
+    return f"pggit-reactor/{__version__}"
 
 
 async def _sweep(pool: ConnectionPool) -> None:

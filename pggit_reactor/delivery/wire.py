@@ -57,6 +57,12 @@ class Wire:
             tls.close()
             raise
 
+    def peer_certificate(self) -> bytes:
+        """Return the receiver's certificate as it was shown, in DER."""
+        certificate = self._socket.getpeercert(binary_form=True)
+        assert certificate is not None, "a server without a certificate fails the handshake"
+        return certificate
+
     async def send(self, octets: bytes) -> bytes:
         """Send all *octets*; return what was said before all were read (nearly always nothing).
 

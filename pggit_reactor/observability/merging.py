@@ -52,6 +52,7 @@ GAUGE_MERGE: Final[Mapping[str, Merge]] = MappingProxyType(
         "pggit_reactor_clock_skew_seconds": Merge.EXTREME,
         "pggit_reactor_notification_queue_usage_ratio": Merge.MAX,
         "pggit_reactor_webhooks_paused_unopenable": Merge.MAX,
+        "pggit_reactor_webhook_secrets_old": Merge.MAX,
         "pggit_reactor_egress_relaxations": Merge.MAX,
         "pggit_reactor_unknown_webhook_rows": Merge.MAX,
         "pggit_reactor_webhook_breakers": Merge.MAX,

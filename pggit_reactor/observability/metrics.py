@@ -71,13 +71,15 @@ class _Children(Generic[M]):
 class _WebhookSeries:
     """What is counted for each webhook; zero from the start, so that a rate sees the first event."""
 
-    __slots__ = ("breaker_opens", "deliveries", "duration", "limit_hits")
+    __slots__ = ("at_risk", "breaker_opens", "concurrency_falls", "deliveries", "duration", "limit_hits")
 
     def __init__(self, metrics: Metrics, label: str) -> None:
         self.deliveries = {status: metrics.deliveries.labels(status, label) for status in STATUSES}
         self.duration = metrics.duration.labels(label)
         self.limit_hits = metrics.limit_hits.labels(label)
         self.breaker_opens = metrics.breaker_opens.labels(label)
+        self.concurrency_falls = metrics.concurrency_falls.labels(label)
+        self.at_risk = metrics.at_risk.labels(label)
 
 
 class Metrics(Collector):
@@ -187,6 +189,14 @@ class Metrics(Collector):
         """Count an opening of a circuit breaker."""
         (self._webhooks.get(webhook_id) or self._webhook(webhook_id)).breaker_opens.inc()
 
+    def concurrency_lowered(self, webhook_id: int) -> None:
+        """Count a fall of what a receiver is thought able to bear."""
+        (self._webhooks.get(webhook_id) or self._webhook(webhook_id)).concurrency_falls.inc()
+
+    def webhook_at_risk(self, webhook_id: int) -> None:
+        """Count a time that a webhook was thought likely to fail soon."""
+        (self._webhooks.get(webhook_id) or self._webhook(webhook_id)).at_risk.inc()
+
     def reconnected(self, connection: str) -> None:
         """Count a lost and restored database connection, such as ``listener``."""
         self._reconnects[connection].inc()
@@ -228,6 +238,19 @@ class Metrics(Collector):
     def set_webhooks_paused_unopenable(self, count: int) -> None:
         """Set how many webhooks are paused because no key opens their URL or secret."""
         self._paused_unopenable.set(count)
+
+    def set_secrets_old(self, count: int) -> None:
+        """Set how many webhooks have no signing secret younger than the reminder."""
+        self._secrets_old.set(count)
+
+    def audit_sealed(self, rows: int) -> None:
+        """Count a segment of the audit chain, and its rows."""
+        self._audit_segments.inc()
+        self._audit_rows.inc(rows)
+
+    def audit_seal_failed(self) -> None:
+        """Count a pass over the audit log that sealed nothing, though it should have."""
+        self._audit_seal_failures.inc()
 
     def set_egress_relaxations(self, count: int) -> None:
         """Set how many entries `egress.unsafe_allow` has."""
@@ -304,6 +327,12 @@ class Metrics(Collector):
             "gate_openings_total", "Times that producers were let off NOTIFY under load."
         )
         self._leases_expired = self._counter("leases_expired_total", "Rows taken over after their lease.")
+        self.concurrency_falls = self._counter(
+            "concurrency_lowered_total", "Falls of what a receiver is thought able to bear.", "webhook_id"
+        )
+        self.at_risk = self._counter(
+            "webhook_at_risk_total", "Times that a webhook was thought likely to fail soon.", "webhook_id"
+        )
         self._fenced_writes = self._counter("fenced_writes_total", "Outcomes that came too late to count.")
 
     def _define_limits(self) -> None:
@@ -355,6 +384,14 @@ class Metrics(Collector):
         )
         self._paused_unopenable = self._gauge(
             "webhooks_paused_unopenable", "Webhooks paused because no key opens them."
+        )
+        self._secrets_old = self._gauge(
+            "webhook_secrets_old", "Webhooks whose newest signing secret is older than the reminder."
+        )
+        self._audit_segments = self._counter("audit_segments", "Segments put on the audit chain.")
+        self._audit_rows = self._counter("audit_rows_sealed", "Audit rows in them.")
+        self._audit_seal_failures = self._counter(
+            "audit_seal_failures", "Passes over the audit log that should have sealed and did not."
         )
         self._egress_relaxations = self._gauge("egress_relaxations", "Entries of egress.unsafe_allow.")
         self._unknown_webhook_rows = self._gauge(

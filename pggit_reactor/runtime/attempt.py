@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -11,6 +9,7 @@ import attrs
 
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.breaker import vote_of
+from pggit_reactor.core.echoes import mask_echoes
 from pggit_reactor.core.headers import parse_extra_headers
 from pggit_reactor.core.model import (
     Answer,
@@ -29,8 +28,6 @@ from pggit_reactor.runtime.clock import Clock
 
 ERROR_CHARS_MAX: Final = 500
 EXCERPT_CHARS_MAX: Final = 1024
-_REVEALING_CHARS_MIN: Final = 6
-_SIGNATURE: Final = re.compile(r"v1,[A-Za-z0-9+/=]*|sha256=[0-9a-f]*")
 
 
 class Send(Protocol):
@@ -99,8 +96,9 @@ def _settled(
         draw=clock.draw(),
         now=clock.wall(),
         attempt_count=delivery.attempt_count,
+        policy=webhook.status_policy,
     )
-    verdict = classify(result.outcome)
+    verdict = classify(result.outcome, webhook.status_policy)
     error, excerpt = (
         (None, None) if decision.state is State.DELIVERED else _error(result.outcome, webhook, delivery)
     )
@@ -131,34 +129,11 @@ def _error(
         return _clean(f"{outcome.kind}: {outcome.detail}")[:ERROR_CHARS_MAX], None
     if not outcome.excerpt:
         return f"HTTP {outcome.status}", None
-    revealing = sorted(_revealing(webhook, delivery), key=len, reverse=True)
-    return f"HTTP {outcome.status}", _masked(_clean(outcome.excerpt), revealing)[:EXCERPT_CHARS_MAX]
-
-
-def _revealing(webhook: Webhook, delivery: ClaimedDelivery) -> set[str]:
-    """Return what a receiver may echo and nobody may read: parts of its URL, secrets, values of headers."""
-    _, _, after_scheme = webhook.url.reveal().partition("://")
-    _, _, path = after_scheme.partition("/")
-    pieces = {path, *path.replace("?", "/").replace("&", "/").replace("=", "/").split("/")}
-    pieces.update(secret.reveal() for secret in webhook.secrets)
-    values = [value for _, value in webhook.headers]
+    row_headers: tuple[tuple[str, str], ...] = ()
     with suppress(BadHeadersError):
-        values += [value for _, value in parse_extra_headers(delivery.headers_json)]
-    for value in values:  # "Bearer TOKEN" may be echoed as the token alone.
-        pieces.update((value, *value.split()))
-    return {piece for piece in pieces if len(piece) >= _REVEALING_CHARS_MIN}
-
-
-def _masked(text: str, revealing: Sequence[str]) -> str:
-    text = _SIGNATURE.sub("***", text)
-    for piece in revealing:
-        text = text.replace(piece, "***")
-    # What was read of the answer may end in the middle of one.
-    for piece in revealing:
-        for length in range(min(len(piece) - 1, len(text)), _REVEALING_CHARS_MIN - 1, -1):
-            if text.endswith(piece[:length]):
-                return text[:-length] + "***"
-    return text
+        row_headers = parse_extra_headers(delivery.headers_json)
+    masked = mask_echoes(_clean(outcome.excerpt), webhook, row_headers)
+    return f"HTTP {outcome.status}", masked[:EXCERPT_CHARS_MAX]
 
 
 def _clean(text: str) -> str:

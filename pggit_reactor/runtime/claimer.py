@@ -17,9 +17,18 @@ import trio
 
 from pggit_reactor.core.breaker import Phase
 from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
-from pggit_reactor.db.claims import Claim, ClaimedWebhook, HeldBy, adopt_unknown, claim, discover
+from pggit_reactor.db.claims import (
+    NOT_LOOKED,
+    Claim,
+    ClaimedWebhook,
+    HeldBy,
+    adopt_unknown,
+    claim,
+    discover,
+)
 from pggit_reactor.db.connect import TrioConnection
 from pggit_reactor.db.lane import Lane
+from pggit_reactor.db.workers import read_learned
 from pggit_reactor.errors import (
     DatabaseError,
     DatabaseUnavailableError,
@@ -29,10 +38,11 @@ from pggit_reactor.errors import (
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.concurrency import LearnedConcurrency
 from pggit_reactor.runtime.fleet_limit import FleetLimit
 from pggit_reactor.runtime.gatekeeper import GateKeeper, tell_others
 from pggit_reactor.runtime.holds import Holds
-from pggit_reactor.runtime.hotset import HotSet
+from pggit_reactor.runtime.hotset import HotSet, Want
 from pggit_reactor.runtime.refusals import Suspects, is_about_rows
 from pggit_reactor.runtime.wake import Wake
 
@@ -58,6 +68,7 @@ STOPPED_PAUSE_SECONDS: Final = 0.25
 CONCURRENCY_GUESS: Final = 32
 """Before a first claim told the true one; the claim statement knows it."""
 CONCURRENCIES_MAX: Final = 50_000
+WEIGHT_GUESS: Final = 1
 GROWTH_SECONDS: Final = 1.0
 """In a slow start the concurrency that a claim told is asked for again after this, though no slot be free by it."""
 
@@ -127,16 +138,30 @@ class Claimer:
     metrics: Metrics
     clock: Clock
     fleet: FleetLimit
+    learned: LearnedConcurrency
+    webhook_share: float = 1.0
+    """Of the slots that are free or its own, a webhook may hold this share; see `core.budget`."""
     draining: bool = False
+    owes_hint: bool = False
+    """Heads were done that this worker follows up no more: others are to be told."""
     _woken_at: float = attrs.field(default=0.0, init=False)
     _concurrency: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
+    _ordered: set[WebhookId] = attrs.field(factory=set, init=False)
+    """As of their last claim."""
+    _weights: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
     _growing: dict[WebhookId, float] = attrs.field(factory=dict, init=False)
     """Until when their concurrency may be believed."""
     gate: GateKeeper = attrs.field(
         default=attrs.Factory(lambda self: GateKeeper(on_open=self.metrics.gate_opened), takes_self=True),
         init=False,
     )
-    _hot: HotSet = attrs.field(factory=HotSet, init=False)
+    _hot: HotSet = attrs.field(
+        default=attrs.Factory(
+            lambda self: HotSet(attempts_max=self.capacity.attempts_max, share=self.webhook_share),
+            takes_self=True,
+        ),
+        init=False,
+    )
     _holds: Holds = attrs.field(
         default=attrs.Factory(
             lambda self: Holds(metrics=self.metrics, draw=self.clock.draw), takes_self=True
@@ -158,6 +183,16 @@ class Claimer:
         self._hot.mark(webhook_ids)
         self._woken_at = trio.current_time()
         self._wake.set()
+
+    def ended(self, webhook_ids: Iterable[WebhookId]) -> None:
+        """Deliveries of these are done: where there is an order, the next of it may go, and nobody else tells."""
+        ordered = self._ordered.intersection(webhook_ids)
+        if not ordered:
+            return
+        if self.draining:
+            self.owes_hint = True
+        else:
+            self.hint(ordered)
 
     def look_around(self) -> None:
         """Anything may have become ready: look at the whole queue now."""
@@ -276,23 +311,33 @@ class Claimer:
             return {}
         if self.fleet.is_short(trio.current_time()):
             return {}
-        slots = min(self.capacity.slots, CLAIM_ROWS_MAX)
-        budgets = self._hot.take(
-            slots=slots,
-            in_flight=self.capacity.by_webhook,
-            concurrency=self._concurrency_of,
-            suspended=self.brakes.suspended() | self._suspects.barred(trio.current_time()),
-        )
+        free = self.capacity.slots
+        slots = min(free, CLAIM_ROWS_MAX)
+        budgets = self._hot.take(self._wants(), slots=slots, free=free)
         narrowed = self._suspects.narrowed(budgets)
         self._hot.mark(budgets.keys() - narrowed.keys())
         budgets = narrowed
         self._filled = sum(budgets.values()) == slots
         return budgets
 
+    def _wants(self) -> Callable[[WebhookId], Want | None]:
+        """Return what tells how much a webhook could take now."""
+        suspended = self.brakes.suspended() | self._suspects.barred(trio.current_time())
+        in_flight, weights = self.capacity.by_webhook, self._weights
+
+        def want(webhook_id: WebhookId) -> Want | None:
+            held = in_flight.get(webhook_id, 0)
+            room = self._concurrency_of(webhook_id) - held
+            if room <= 0 or webhook_id in suspended:
+                return None
+            return weights.get(webhook_id, WEIGHT_GUESS), held, room
+
+        return want
+
     def _concurrency_of(self, webhook_id: WebhookId) -> int:
         if self._growing and self._growing.get(webhook_id, math.inf) <= trio.current_time():
             return CONCURRENCY_GUESS
-        return self._concurrency.get(webhook_id, CONCURRENCY_GUESS)
+        return self.learned.allowed(webhook_id, self._concurrency.get(webhook_id, CONCURRENCY_GUESS))
 
     async def _poll(self) -> None:
         self._next_poll_at = trio.current_time() + self.poll_seconds
@@ -303,6 +348,7 @@ class Claimer:
         began = trio.current_time()
         if began >= self._next_adopt_at or self.lane.generation != self._generation:
             adopted = await adopt_unknown(connection)
+            self.learned.start_from(await read_learned(connection))
             now = trio.current_time()
             # Cheap with few webhooks, then at each poll (but not at every look of one who answers for producers);
             # seldom where it has many ids to walk.
@@ -347,6 +393,7 @@ class Claimer:
                     lease_seconds=self.lease_seconds,
                     silence_seconds=self.silence_seconds,
                     instance=self.instance,
+                    places=self._hot.places(budgets),
                     plain=self._holds.none_limited(budgets),
                 )
         except BaseException as error:
@@ -386,16 +433,42 @@ class Claimer:
             _log.warning("expired_leases_taken_over", count=claimed.taken_over)
         if len(self._concurrency) > CONCURRENCIES_MAX:
             self._concurrency.clear()
+            self._weights.clear()
             self._growing.clear()
+        if len(self._ordered) > CONCURRENCIES_MAX:
+            self._ordered.clear()
         got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
-        for webhook_id, found in claimed.webhooks.items():
+        for webhook_id, budget in budgets.items():
+            found = claimed.webhooks.get(webhook_id)
+            if found is None:
+                self._ordered.discard(webhook_id)
+                self._hot.end_lap(webhook_id)
+                continue
             self._concurrency[webhook_id] = found.concurrency
-            asked = min(budgets[webhook_id], found.concurrency - self.capacity.by_webhook[webhook_id])
+            self._weights[webhook_id] = found.weight
+            self._note_place(webhook_id, found)
+            asked = min(budget, found.concurrency - self.capacity.by_webhook[webhook_id])
             self._ask_again(webhook_id, found, asked=asked, got=got[webhook_id], now=now)
         if claimed.deliveries:
             self.dispatch(
                 claimed.deliveries, ClaimTimes(woken_at=self._woken_at, began_at=began, claimed_at=now)
             )
+
+    def _note_place(self, webhook_id: WebhookId, found: ClaimedWebhook) -> None:
+        """Keep where the next claim of a webhook with an order goes on."""
+        if found.held_by is HeldBy.LIMITS:
+            return  # A plain claim knows of no order.
+        if found.place is None:
+            self._ordered.discard(webhook_id)
+            self._hot.end_lap(webhook_id)
+            return
+        self._ordered.add(webhook_id)
+        if not found.place:
+            self._hot.end_lap(webhook_id)
+        elif found.place.startswith(NOT_LOOKED) or found.held_by is HeldBy.TOKENS:
+            self._hot.keep_place(webhook_id, found.place)
+        else:
+            self._hot.go_on(webhook_id, found.place)
 
     def _ask_again(
         self, webhook_id: WebhookId, found: ClaimedWebhook, *, asked: int, got: int, now: float
@@ -403,8 +476,8 @@ class Claimer:
         at = self._holds.ask_again_at(webhook_id, found, asked=asked, got=got, now=now)
         if found.held_by is HeldBy.MISSING:
             self.look_around()  # Which gives it one.
-        elif found.held_by is None and got >= asked:
-            self._hot.mark([webhook_id])  # It gave all that was asked for, and so may have more.
+        elif found.held_by is None and got >= asked and not found.has_said_all:
+            self._hot.put_back([webhook_id])  # It gave all that was asked for, and so may have more.
         if found.held_by is HeldBy.PROBE and got:
             self.metrics.breaker_turned(Phase.HALF_OPEN)
             _log.info("breaker_half_open", webhook_id=webhook_id)

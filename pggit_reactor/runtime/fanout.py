@@ -21,6 +21,7 @@ from pggit_reactor.runtime.attempt import Attempt, Send, attempt, crashed, unsen
 from pggit_reactor.runtime.body_budget import BodyBudget
 from pggit_reactor.runtime.claimer import Capacity, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.concurrency import LearnedConcurrency
 from pggit_reactor.runtime.fleet_limit import FleetLimit
 from pggit_reactor.runtime.webhook_book import WebhookBook
 
@@ -57,6 +58,7 @@ class FanOut:
     clock: Clock
     metrics: Metrics
     fleet: FleetLimit
+    learned: LearnedConcurrency
     settle: Callable[[Settlement], None]
     slot_freed: Callable[[], None]
     on_finished: Callable[[Finished], None] = lambda _: None
@@ -129,14 +131,14 @@ class FanOut:
         ended = unsent(delivery, webhook)
         if ended is not None:
             await trio.lowlevel.checkpoint()
-            self._finish(delivery, ended, times, times.claimed_at)
+            self._finish(delivery, webhook, ended, times, times.claimed_at)
             return
         try:
             await self._attempt(delivery, webhook, times)
         except Exception as error:  # noqa: BLE001  # one delivery never takes down the worker; see core/outcomes.py
             _log.error("attempt_crashed", delivery_id=delivery.delivery_id, uid=delivery.uid, exc_info=error)
             broken = crashed(delivery, webhook, error, backoff=self.backoff, clock=self.clock)
-            self._finish(delivery, broken, times, times.claimed_at)
+            self._finish(delivery, webhook, broken, times, times.claimed_at)
 
     async def _attempt(self, delivery: ClaimedDelivery, webhook: Webhook, times: ClaimTimes) -> None:
         if delivery.body is None:
@@ -161,7 +163,7 @@ class FanOut:
             )
         finally:
             self.bodies.give_back(delivery.body_bytes)
-        self._finish(delivery, done, times, started_at)
+        self._finish(delivery, webhook, done, times, started_at)
 
     async def _may_begin(self, delivery: ClaimedDelivery, times: ClaimTimes) -> bool:
         """Say whether the attempt begins while its token counts. What was late because of its large body, and would be
@@ -196,8 +198,23 @@ class FanOut:
             _log.warning("body_not_loaded", delivery_id=delivery.delivery_id, reason=str(error))
             return None
 
-    def _finish(self, delivery: ClaimedDelivery, done: Attempt, times: ClaimTimes, started_at: float) -> None:
+    def _finish(
+        self,
+        delivery: ClaimedDelivery,
+        webhook: Webhook,
+        done: Attempt,
+        times: ClaimTimes,
+        started_at: float,
+    ) -> None:
         self.metrics.attempt_ended(done.verdict)
+        self.learned.ended(
+            webhook.webhook_id,
+            done.result,
+            done.verdict,
+            limit=webhook.concurrency,
+            in_flight=self.capacity.by_webhook[webhook.webhook_id],
+            started_at=started_at,
+        )
         sent = None if done.result is None else done.result.phases.sent
         if sent is not None:
             self.metrics.attempt_sent(delivery.waited_seconds + (started_at - times.claimed_at) + sent)

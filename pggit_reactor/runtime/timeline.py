@@ -24,6 +24,8 @@ class Timeline:
 
     metrics: Metrics
     debug: bool
+    tells_deliveries: bool = False
+    """What was delivered is logged at info level: for people who watch, not for production."""
     log: Logger = attrs.field(factory=lambda: get_logger("deliveries").bind())
     _kept: dict[int, Finished] = attrs.field(factory=dict, init=False)
 
@@ -40,7 +42,7 @@ class Timeline:
                 self.metrics.attempt_settled(item.webhook_id, status, item.elapsed_seconds)
             if item.decision.webhook_hold_seconds is not None:
                 self.metrics.rate_limited(item.webhook_id)
-            if self.debug or item.decision.state is not State.DELIVERED:
+            if self.debug or self.tells_deliveries or item.decision.state is not State.DELIVERED:
                 self._log(item)
         for change in report.breakers:
             self._breaker(change)
@@ -63,7 +65,8 @@ class Timeline:
 
     def _log(self, item: Settlement) -> None:
         decision = item.decision
-        level = {State.DELIVERED: self.log.debug, State.FAILED: self.log.warning}.get(
+        delivered = self.log.info if self.tells_deliveries else self.log.debug
+        level = {State.DELIVERED: delivered, State.FAILED: self.log.warning}.get(
             decision.state, self.log.info
         )
         fields: dict[str, object] = {}

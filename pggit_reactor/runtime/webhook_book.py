@@ -21,7 +21,7 @@ from pggit_reactor.security.sealing import Sealer
 
 WEBHOOKS_MAX: Final = 20_000
 FRESH_SECONDS: Final = 60.0
-"""A secret expires by time alone, without a new revision: copies are read again after this."""
+"""Copies are read again after this, whatever their revision says."""
 
 _log = get_logger("webhooks")
 
@@ -29,7 +29,7 @@ _log = get_logger("webhooks")
 @attrs.frozen(kw_only=True)
 class _Entry:
     webhook: Webhook
-    loaded_at: float
+    fresh_until: float
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -47,7 +47,7 @@ class WebhookBook:
         entry = self._entries.get(webhook_id)
         if entry is None or entry.webhook.revision < revision:
             return None
-        return entry.webhook if trio.current_time() - entry.loaded_at < FRESH_SECONDS else None
+        return entry.webhook if trio.current_time() < entry.fresh_until else None
 
     async def current(self, revisions: Mapping[WebhookId, int]) -> dict[WebhookId, Webhook]:
         """Return the webhooks of a claim, loading those whose copy is not current.
@@ -81,9 +81,27 @@ class WebhookBook:
                     _log.error("webhook_unopenable", webhook_id=webhook.webhook_id, reason=webhook.reason)
                     await pause_unopenable(connection, webhook, worker_id=self.worker_id)
                 else:
+                    self._warn_of_policy(webhook)
                     loaded[webhook.webhook_id] = webhook
         now = trio.current_time()
-        self._entries.update((key, _Entry(webhook=webhook, loaded_at=now)) for key, webhook in loaded.items())
+        self._entries.update(
+            (key, _Entry(webhook=webhook, fresh_until=now + _fresh_seconds(webhook)))
+            for key, webhook in loaded.items()
+        )
         while len(self._entries) > WEBHOOKS_MAX:
             self._entries.popitem(last=False)
         return loaded
+
+    def _warn_of_policy(self, webhook: Webhook) -> None:
+        """Say once a revision that a table of statuses cannot be read; what is read each minute is not said again."""
+        entry = self._entries.get(webhook.webhook_id)
+        is_news = entry is None or entry.webhook.revision != webhook.revision
+        complaint = webhook.status_policy.complaint
+        if complaint is not None and is_news:
+            _log.warning("status_policy_unreadable", webhook_id=webhook.webhook_id, reason=complaint)
+
+
+def _fresh_seconds(webhook: Webhook) -> float:
+    # A secret begins and ends by time alone, without a new revision.
+    change = webhook.secrets_change_in_seconds
+    return FRESH_SECONDS if change is None else min(FRESH_SECONDS, change)

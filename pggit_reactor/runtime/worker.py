@@ -10,7 +10,6 @@ settings of the hot statements are state of a session, which a pooler in transac
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,34 +21,42 @@ import trio
 from pggit_reactor.config.settings import Settings
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.model import AttemptResult, ClaimedDelivery, State, Webhook
+from pggit_reactor.core.risk import RiskModel
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db import claims, settle
 from pggit_reactor.db.connect import TrioConnection
-from pggit_reactor.db.fleet import FleetBucket
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS, Lane
 from pggit_reactor.db.listener import open_listener
+from pggit_reactor.db.migrate import newest_version
 from pggit_reactor.db.settle import SettleReport
 from pggit_reactor.db.webhooks import WebhookDefaults
 from pggit_reactor.db.workers import (
     WorkerIdentity,
 )
 from pggit_reactor.delivery.sender import WebhookTransport, open_transport, send_attempt
-from pggit_reactor.errors import ConfigurationError, DatabaseError
+from pggit_reactor.delivery.tls import MakeContext, client_context
+from pggit_reactor.errors import ConfigurationError, DatabaseError, MigrationError
 from pggit_reactor.observability.health import Health
 from pggit_reactor.observability.logs import get_logger
 from pggit_reactor.observability.metrics import Metrics
+from pggit_reactor.runtime.audit_keeper import AuditKeeper
 from pggit_reactor.runtime.body_budget import BodyBudget
 from pggit_reactor.runtime.claimer import Brakes, Capacity, Claimer, ClaimTimes
 from pggit_reactor.runtime.clock import Clock
+from pggit_reactor.runtime.concurrency import LearnedConcurrency
 from pggit_reactor.runtime.fanout import FanOut
 from pggit_reactor.runtime.fleet_limit import FleetLimit
+from pggit_reactor.runtime.gatekeeper import tell_others
 from pggit_reactor.runtime.http_port import WorkerProbes, serve_http_port
+from pggit_reactor.runtime.key_watch import KeyWatch
+from pggit_reactor.runtime.retention import Retention
 from pggit_reactor.runtime.settler import Settler
 from pggit_reactor.runtime.signals import Command, Commands
 from pggit_reactor.runtime.supervisor import supervise
 from pggit_reactor.runtime.timeline import Timeline
 from pggit_reactor.runtime.upkeep import Upkeep
 from pggit_reactor.runtime.webhook_book import WebhookBook
+from pggit_reactor.security.audit_seal import AuditSealer
 from pggit_reactor.security.sealing import Sealer
 
 ABORT_SECONDS_MAX: Final = 2.0
@@ -59,6 +66,8 @@ LISTEN_PATIENCE_SECONDS: Final = 5.0
 SETTLE_BACKLOG_MAX: Final = 2048
 """Outcomes kept in memory before claiming stops, also while the database answers."""
 LOOP_SILENT_SECONDS_MAX: Final = 60.0
+SCHEMA_TOO_NEW_STATUS: Final = 4
+"""The exit status of `SchemaTooNewError`."""
 
 _log = get_logger("worker")
 
@@ -74,11 +83,12 @@ class Worker:
     metrics: Metrics
     health: Health
     debug: bool = False
+    tells_deliveries: bool = False
     reload: Callable[[], Awaitable[Sealer]] | None = None
     before_work: Callable[[Commands], Awaitable[bool]] | None = None
     """Runs before anything is claimed, while the probes answer; False: stop. Its errors end the worker."""
-    ssl_context: ssl.SSLContext | None = None
-    """Whom to trust instead of the system's authorities (or those of SSL_CERT_FILE)."""
+    make_context: MakeContext = client_context
+    """TLS settings that trust others than the system's authorities (or those of SSL_CERT_FILE)."""
     claimer: Claimer = attrs.field(init=False)
     _settler: Settler = attrs.field(init=False)
     _fanout: FanOut = attrs.field(init=False)
@@ -88,6 +98,8 @@ class Worker:
     _fleet: FleetLimit = attrs.field(init=False)
     _timeline: Timeline = attrs.field(init=False)
     _upkeep: Upkeep = attrs.field(init=False)
+    _audit_keeper: AuditKeeper = attrs.field(init=False)
+    _learned: LearnedConcurrency = attrs.field(init=False)
     _side: Lane = attrs.field(init=False)
     """For what can wait: heartbeat, chores, figures."""
     _load: Lane = attrs.field(init=False)
@@ -101,23 +113,28 @@ class Worker:
         self._bodies = BodyBudget(self.settings.worker.body_bytes_max)
         self._side = self._lane("side", SIDE_OPTIONS)
         self._load = self._lane("load", SIDE_OPTIONS)
+        self._learned = LearnedConcurrency(
+            metrics=self.metrics,
+            now=trio.current_time,
+            risks=RiskModel() if self.settings.delivery.health_prediction else None,
+            wall=self.clock.wall,
+        )
         self._upkeep = Upkeep(
             lane=self._side,
             identity=self.identity,
+            keys=KeyWatch(self.sealer.keyring),
             settings=self.settings,
             clock=self.clock,
             metrics=self.metrics,
             health=self.health,
             in_flight=lambda: self._capacity.in_flight,
+            schema_version=newest_version(),
+            learned=self._learned,
         )
-        delivery = self.settings.delivery
-        self._fleet = FleetLimit(
-            bucket=FleetBucket(rate_per_s=delivery.fleet_rate_per_s, burst=delivery.fleet_burst)
-            if delivery.fleet_rate_per_s
-            else None,
-            metrics=self.metrics,
+        self._timeline = Timeline(
+            metrics=self.metrics, debug=self.debug, tells_deliveries=self.tells_deliveries
         )
-        self._timeline = Timeline(metrics=self.metrics, debug=self.debug)
+        self._fleet = FleetLimit.of(self.settings.delivery, metrics=self.metrics)
         self._book = WebhookBook(
             lane=self._load,
             sealer=self.sealer,
@@ -126,6 +143,11 @@ class Worker:
                 max_body_bytes=self.settings.delivery.max_body_bytes,
             ),
             worker_id=self.identity.worker_id,
+        )
+        self._audit_keeper = AuditKeeper(
+            lane=self._side,
+            sealer=lambda: AuditSealer(self._book.sealer.keyring),
+            metrics=self.metrics,
         )
         self._settler = Settler(
             self._lane("settle", HOT_OPTIONS, settle.warm_up),
@@ -148,6 +170,8 @@ class Worker:
             metrics=self.metrics,
             clock=self.clock,
             fleet=self._fleet,
+            learned=self._learned,
+            webhook_share=self.settings.worker.webhook_share,
         )
         self.metrics.observe_load(
             attempts_in_flight=lambda: self._capacity.in_flight,
@@ -156,10 +180,13 @@ class Worker:
         )
 
     async def run(self, commands: Commands) -> int:
-        """Work until a command says stop; return the exit status: 0 after a clean drain, 1 after an abort."""
-        rules = self.settings.egress.rules()
+        """Work until a command says stop; return the exit status: 0 after a clean drain, 1 after an abort.
+
+        `SchemaTooNewError` where a contract step of a newer version was applied meanwhile: it is noticed at a
+        heartbeat, and the worker drains first.
+        """
         async with (
-            open_transport(rules, ssl_context=self.ssl_context) as transport,
+            open_transport(self.settings.egress.rules(), make_context=self.make_context) as transport,
             self._closing_lanes(),
             trio.open_nursery() as services,
         ):
@@ -167,6 +194,9 @@ class Worker:
             status = await self._work(commands, services, transport) if await self._may_work(commands) else 0
             services.cancel_scope.cancel()
         _log.info("worker_stopped", exit_status=status)
+        if status == SCHEMA_TOO_NEW_STATUS:
+            assert self._upkeep.outdated is not None
+            raise self._upkeep.outdated
         return status
 
     async def _may_work(self, commands: Commands) -> bool:
@@ -251,6 +281,7 @@ class Worker:
             clock=self.clock,
             metrics=self.metrics,
             fleet=self._fleet,
+            learned=self._learned,
             settle=self._settler.put,
             slot_freed=self.claimer.slot_freed,
             on_finished=self._timeline.finished,
@@ -279,6 +310,8 @@ class Worker:
             "claimer": self._claim,
             "heartbeat": self._upkeep.run_heartbeat,
             "chores": self._upkeep.run_chores,
+            "audit": self._audit_keeper.run,
+            "retention": Retention(lane=self._side, settings=self.settings.retention).run,
         }.items():
             services.start_soon(partial(supervise, name, run, clock=self.clock, metrics=self.metrics))
         with trio.move_on_after(LISTEN_PATIENCE_SECONDS):  # Without LISTEN, polling carries on.
@@ -338,14 +371,19 @@ class Worker:
         for item in report.settled:
             if item.decision.state is State.RETRYING and item.decision.delay_seconds is not None:
                 self.claimer.schedule(item.webhook_id, item.decision.delay_seconds)
+        self.claimer.ended(
+            item.webhook_id
+            for item in (*report.settled, *report.fenced)
+            if item.decision.state is not State.RETRYING
+        )
         self.claimer.slot_freed()
 
     # -- stopping
 
     async def _obey(self, commands: Commands) -> int:
-        while (command := await commands.receive()) is Command.RELOAD:
-            await self._reload()
-        _log.info("draining", in_flight=self._capacity.in_flight, command=command.value)
+        told = await self._until_told_to_stop(commands)
+        reason = "schema_too_new" if told is None else told.value
+        _log.info("draining", in_flight=self._capacity.in_flight, command=reason)
         self.health.mark_draining()
         self._upkeep.draining = True
         self.claimer.stop()
@@ -357,14 +395,42 @@ class Worker:
                 await self._stopped_claiming.wait()
                 await self._fanout.wait_idle()
                 await self._settler.wait_empty()
+                await self._hand_over()
                 drained = True
                 nursery.cancel_scope.cancel()
         if not drained:
             await self._abort()
-            return 1
-        with trio.move_on_after(ABORT_SECONDS_MAX, shield=True):
-            await self._upkeep.beat("stopped")
-        return 0
+        else:
+            with trio.move_on_after(ABORT_SECONDS_MAX, shield=True):
+                await self._upkeep.beat("stopped")
+        return SCHEMA_TOO_NEW_STATUS if told is None else int(not drained)
+
+    async def _until_told_to_stop(self, commands: Commands) -> Command | None:
+        """Obey until it is time to stop; return the command that said so, None where the schema did."""
+        told: Command | None = None
+
+        async def obey() -> None:
+            nonlocal told
+            while (command := await commands.receive()) is Command.RELOAD:
+                await self._reload()
+            told = command
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(obey)
+            await self._upkeep.wait_outdated()
+            nursery.cancel_scope.cancel()
+        return told
+
+    async def _hand_over(self) -> None:
+        """Tell others of followers whose heads were done during the drain; what this misses, a poll finds."""
+        if not self.claimer.owes_hint:
+            return
+        try:
+            async with self._load.use() as connection:
+                await tell_others(connection)
+        except DatabaseError as error:
+            _log.warning("followers_left_to_poll", reason=str(error))
 
     async def _abort_at_second_signal(self, commands: Commands, patience: trio.CancelScope) -> None:
         async for command in commands:
@@ -390,9 +456,13 @@ class Worker:
         if self.reload is None:
             return
         try:
-            self._book.sealer = await self.reload()
-        except (ConfigurationError, DatabaseError) as error:
+            self.sealer = await self.reload()
+        except (ConfigurationError, DatabaseError, MigrationError) as error:
             _log.error("reload_refused", reason=str(error))
             return
+        self._book.sealer = self.sealer
         self._book.forget()
-        _log.info("reloaded")
+        self._upkeep.keys.replace(self.sealer.keyring)
+        # At once, for `key rotate` may wait to hear that this worker has the new key.
+        await self._upkeep.beat(self._upkeep.state)
+        _log.info("reloaded", key_ids=list(self.sealer.keyring.ids))

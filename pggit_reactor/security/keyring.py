@@ -108,6 +108,13 @@ class Keyring:
         """All ids, the active one first."""
         return tuple(self._keys)
 
+    def sealing_with(self, key_id: str) -> Keyring:
+        """Return the same ring, and what it has derived, with *key_id* as the active key."""
+        self._key(key_id)
+        other = Keyring({key_id: self._keys[key_id], **self._keys}, self._random_octets)
+        other._salts, other._roots, other._slow = self._salts, self._roots, self._slow  # a twin
+        return other
+
     def salt(self, key_id: str) -> bytes:
         """Return the salt that goes into what *key_id* seals now; empty for a raw key."""
         if self._key(key_id).kind is _Kind.BASE64:
@@ -224,7 +231,7 @@ def require_keyring(text: Secret[str] | None) -> Keyring:
     if text is None:
         raise KeyringError(
             "no master key is set; set PGGIT_REACTOR_MASTER_KEY_FILE to a key file "
-            "(`pggit-reactor key new` prints a key for it)"
+            "(`pggit-reactor key new` prints a key for it), or PGGIT_REACTOR_MASTER_KEY_COMMAND to what prints keys"
         )
     return Keyring.parse(text)
 

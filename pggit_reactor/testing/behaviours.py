@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from enum import StrEnum
@@ -179,6 +180,61 @@ def gated(gate: trio.Event, behaviour: Behaviour, *, reached: trio.Event | None 
         await behaviour.act(peer)
 
     return Behaviour(act, behaviour.before_body)
+
+
+class Queueing:
+    """A receiver that serves so many requests at once, each in so many seconds, and lets the others queue.
+
+    Its capacity may be changed at any time; requests that are being served are finished.
+    """
+
+    def __init__(self, capacity: int, *, seconds: float) -> None:
+        self.seconds = seconds
+        self.running = 0
+        self.most_queued = 0
+        self._capacity = capacity
+        self._queue: deque[trio.Event] = deque()
+
+    @property
+    def queued(self) -> int:
+        """How many wait; whoever sent them may have gone away long ago."""
+        return len(self._queue)
+
+    @property
+    def capacity(self) -> int:
+        """How many requests are served at once."""
+        return self._capacity
+
+    @capacity.setter
+    def capacity(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._admit()
+
+    def behaviour(self, behaviour: Behaviour) -> Behaviour:
+        """Queue, be served, and then behave."""
+
+        async def act(peer: Peer) -> None:
+            turn = trio.Event()
+            self._queue.append(turn)
+            self._admit()
+            self.most_queued = max(self.most_queued, len(self._queue))
+            try:
+                await turn.wait()
+                await trio.sleep(self.seconds)
+            finally:
+                if turn.is_set():
+                    self.running -= 1
+                    self._admit()
+                else:
+                    self._queue.remove(turn)
+            await behaviour.act(peer)
+
+        return Behaviour(act)
+
+    def _admit(self) -> None:
+        while self._queue and self.running < self._capacity:
+            self.running += 1
+            self._queue.popleft().set()
 
 
 def early(behaviour: Behaviour) -> Behaviour:

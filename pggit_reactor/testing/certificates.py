@@ -59,6 +59,18 @@ class Authority:
             self._issue(certificate, names).configure_cert(context)
         return context
 
+    @property
+    def pem(self) -> str:
+        """The authority's certificate, as `Webhook.ca` holds one."""
+        return self._trusted.cert_pem.bytes().decode("ascii")
+
+    def client_certificate(
+        self, *, not_before: datetime.datetime | None = None, not_after: datetime.datetime | None = None
+    ) -> str:
+        """Return key and certificate of a client, in PEM."""
+        leaf = self._trusted.issue_cert("sender.example.com", not_before=not_before, not_after=not_after)
+        return leaf.private_key_and_cert_chain_pem.bytes().decode("ascii")
+
     def _issue(self, certificate: Certificate, names: tuple[str, ...]) -> trustme.LeafCert:
         if certificate is Certificate.EXPIRED:
             return self._trusted.issue_cert(*names, not_before=_LONG_AGO, not_after=_LESS_LONG_AGO)

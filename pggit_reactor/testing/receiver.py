@@ -32,6 +32,7 @@ from pggit_reactor.testing.behaviours import (
     Act,
     Behaviour,
     Peer,
+    Queueing,
     ReceivedRequest,
     Then,
     answer,
@@ -56,6 +57,7 @@ __all__ = [
     "Certificate",
     "Greeting",
     "Peer",
+    "Queueing",
     "ReceivedRequest",
     "Receiver",
     "Then",
@@ -129,7 +131,8 @@ class Receiver:
         self.port = 0
         self.tls_context = context
         """Shown to every connection; a test may change it."""
-        self._authority = authority
+        self.authority = authority
+        """Whose certificates it shows."""
         self._scripts: dict[str, deque[Behaviour]] = {}
         self._greetings: deque[Greeting] = deque()
         self._news = trio.Event()
@@ -138,7 +141,7 @@ class Receiver:
     @property
     def ca_file(self) -> Path:
         """The PEM file of the authority to trust."""
-        return self._authority.ca_file
+        return self.authority.ca_file
 
     @property
     def open_count(self) -> int:
@@ -147,7 +150,7 @@ class Receiver:
 
     def client_context(self) -> ssl.SSLContext:
         """Return a client's TLS settings that trust this receiver and nobody else."""
-        return self._authority.client_context()
+        return self.authority.client_context()
 
     def url(self, path: str = "/", *, host: str = "127.0.0.1") -> str:
         """Return the URL of *path*; *host* may be any of the certificate's names."""
@@ -213,6 +216,10 @@ class Receiver:
             except trio.BrokenResourceError as error:
                 self.handshake_errors.append(str(error.__cause__ or error))
                 self._tell()
+                # Trio leaves OpenSSL's alert, which says why, where it is. Real receivers send it.
+                await stream.send_all(tls._outgoing.read())  # noqa: SLF001
+                while await stream.receive_some(_RECEIVE_OCTETS):  # or a reset could overtake it
+                    pass
                 raise
         reader = _RequestReader(tls, number)
         while (head := await reader.head()) is not None:

@@ -171,7 +171,7 @@ class Rig:
             clock=clock or SystemClock(),
             metrics=Metrics(worker_id=identity.worker_id, version=identity.version),
             health=Health(),
-            ssl_context=self.receiver.client_context(),
+            make_context=self.receiver.client_context,
         )
         send, receive = trio.open_memory_channel[int](8)
         running = RunningWorker(worker=worker, signals=send)

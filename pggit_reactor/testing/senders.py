@@ -10,9 +10,10 @@ from pggit_reactor.core.model import AttemptResult, SignatureScope, Webhook, Web
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.url_policy import EgressRules, parse_target
 from pggit_reactor.delivery.connections import PoolLimits
-from pggit_reactor.delivery.exchange import OnPhase
+from pggit_reactor.delivery.exchange import OnPhase, Route
 from pggit_reactor.delivery.resolver import Resolver
 from pggit_reactor.delivery.sender import WebhookTransport, open_transport
+from pggit_reactor.delivery.tls import PUBLIC, TlsPolicy
 from pggit_reactor.testing.receiver import Receiver
 
 LOOPBACK_ALLOWED: Final = "127.0.0.0/8:*,[::1]:*"
@@ -35,6 +36,7 @@ class Sender:
         host: str = "127.0.0.1",
         port: int | None = None,
         key: Hashable = 1,
+        tls: TlsPolicy = PUBLIC,
         headers: Sequence[tuple[str, str]] = (),
         deadline_seconds: float = 5.0,
         on_phase: OnPhase | None = None,
@@ -44,8 +46,7 @@ class Sender:
         if port is not None:
             url = url.replace(f":{self._receiver.port}", f":{port}")
         return await self.transport.post(
-            key=key,
-            target=parse_target(url, self.rules),
+            route=Route(owner=key, target=parse_target(url, self.rules), tls=tls),
             headers=headers,
             body=body,
             deadline_seconds=deadline_seconds,
@@ -57,14 +58,15 @@ class Sender:
 async def open_sender(
     receiver: Receiver,
     *,
-    unsafe_allow: str = LOOPBACK_ALLOWED,
+    rules: EgressRules | None = None,
     resolver: Resolver | None = None,
     limits: PoolLimits | None = None,
 ) -> AsyncIterator[Sender]:
     """Open a sender for *receiver*, which runs in this process."""
-    rules = EgressRules.parse(unsafe_allow=unsafe_allow)
-    context = receiver.client_context()
-    async with open_transport(rules, resolver=resolver, ssl_context=context, limits=limits) as transport:
+    rules = rules or EgressRules.parse(unsafe_allow=LOOPBACK_ALLOWED)
+    async with open_transport(
+        rules, resolver=resolver, make_context=receiver.client_context, limits=limits
+    ) as transport:
         yield Sender(transport, receiver, rules)
 
 

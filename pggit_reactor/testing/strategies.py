@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.delivery_uid import delivery_uid
-from pggit_reactor.core.egress import EgressRules, UnsafeEntry
+from pggit_reactor.core.egress import EgressEntry, EgressRules
 from pggit_reactor.core.model import (
     Answer,
     AttemptFailure,
@@ -42,6 +42,7 @@ from pggit_reactor.core.special_networks import (
     Network,
     special_kind,
 )
+from pggit_reactor.core.status_policy import Meaning, StatusPolicy
 
 _LOWER_AND_DIGITS: Final = string.ascii_lowercase + string.digits
 _COUNT_MAX: Final = 2**31 - 1
@@ -75,6 +76,12 @@ def seconds(*, maximum: float = _SECONDS_MAX) -> st.SearchStrategy[float]:
 
 
 # Outcomes
+
+
+def status_policies() -> st.SearchStrategy[StatusPolicy]:
+    """A webhook's own table of statuses."""
+    names = st.integers(300, 599).map(str) | st.sampled_from(("3xx", "4xx", "5xx", "410", "429", "503"))
+    return st.dictionaries(names, st.sampled_from(Meaning), max_size=8).map(StatusPolicy.parse)
 
 
 def statuses() -> st.SearchStrategy[int]:
@@ -193,6 +200,7 @@ def webhooks() -> st.SearchStrategy[Webhook]:
         url=urls.map(Secret[str]),
         url_origin=urls.map(lambda url: "/".join(url.split("/")[:3])),
         secrets=st.lists(signing_secrets().map(Secret[str]), min_size=1, max_size=2).map(tuple),
+        secrets_change_in_seconds=st.none() | st.floats(0, 1e9),
         concurrency=st.integers(1, 256),
         attempt_timeout_seconds=st.floats(0.1, 20, allow_nan=False),
         max_attempts=st.one_of(st.none(), st.integers(1, 100)),
@@ -200,6 +208,7 @@ def webhooks() -> st.SearchStrategy[Webhook]:
         headers=extra_headers().map(lambda headers: tuple(headers.items())),
         signature_scope=st.sampled_from(SignatureScope),
         max_body_bytes=st.integers(1, 2**20),
+        status_policy=status_policies(),
     )
 
 
@@ -316,14 +325,14 @@ def public_urls() -> st.SearchStrategy[str]:
 def egress_rules() -> st.SearchStrategy[EgressRules]:
     """Any egress rules."""
     ports = st.integers(1, 65_535)
-    networks = st.lists(_networks(), max_size=3).map(tuple)
-    entries = st.builds(UnsafeEntry, network=_networks(), port=st.one_of(st.none(), ports))
+    entries = st.builds(EgressEntry, network=_networks(), port=st.one_of(st.none(), ports))
+    lists = st.lists(entries, max_size=3).map(tuple)
     return st.builds(
         EgressRules,
         ports=st.frozensets(ports, min_size=1, max_size=4),
-        allow=networks,
-        deny=networks,
-        unsafe_allow=st.lists(entries, max_size=3).map(tuple),
+        allow=lists,
+        deny=lists,
+        unsafe_allow=lists,
     )
 
 

@@ -93,6 +93,38 @@ def test_the_tables_show_the_same(taken):
         assert text in printed
 
 
+def test_receivers_in_trouble_are_measured_at_any_scale(tmp_path):
+    path = tmp_path / "figures.json"
+    scale = ("--backlog-rows", "500", "--outage-rows", "30", "--outage-seconds", "0.5")
+    done = bench("protection", "--quick", *scale, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(path.read_text())
+    figures = {result["workload"]: result["figures"] for result in document["rounds"]}
+
+    assert [result["contender"] for result in document["rounds"]] == ["product"] * 3
+    assert 0 < figures["isolation"]["p50_ms"] <= figures["isolation"]["p99_ms"]
+    assert (figures["isolation"]["repeats"], figures["backlog"]["repeats"]) == (0, 0)
+    assert figures["backlog"]["p50_by_idle"] > 0
+    assert 0 < figures["outage"]["busiest_second_share"] <= 1
+    assert 0 <= figures["outage"]["first_seconds"] <= figures["outage"]["last_seconds"]
+    assert figures["outage"]["outage_tries"] > 0
+    assert document["sizes"]["backlog_rows"] == 500
+    for text in ("busiest second", "p50 without the backlog", "at most 0.05"):
+        assert text in done.stdout
+
+
+def test_the_prediction_is_judged_by_what_it_foresaw(tmp_path):
+    path = tmp_path / "figures.json"
+    done = bench("prediction", "--quick", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    kinds = json.loads(path.read_text())["kinds"]
+
+    assert set(kinds) == {"sudden", "fading", "nightly", "nervous", "all"}
+    assert kinds["all"]["openings"] == sum(kinds[kind]["openings"] for kind in kinds if kind != "all") > 0
+    for text in ("precision", "recall", "median lead, s", "the plain breaker", "slowness"):
+        assert text in done.stdout
+
+
 def test_a_workload_that_there_is_not_is_a_usage_error():
     done = bench("everything")
 

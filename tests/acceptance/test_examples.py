@@ -1,7 +1,7 @@
 """Every file of `examples/` does what its comment says: producers against a worker, receivers behind one.
 
-Node is the one tool that a machine may lack: `receiver.mjs` is tested where Node is, and where it is not the list of
-receivers is shorter by one. The shell, awk, psql and openssl are required.
+Node, Go and a PostgreSQL with pgcrypto are tools that a machine may lack: what needs them is skipped there, by name.
+The shell, awk, psql and openssl are required.
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ import trio
 
 from pggit_reactor import sign
 from pggit_reactor.core.signing import new_secret
+from pggit_reactor.db.binaries import DEBIAN_FOLDER
+from pggit_reactor.db.embedded import embedded_postgres
+from pggit_reactor.testing.database import QUICK_SETTINGS
 from pggit_reactor.testing.receiver import open_receiver
 from pggit_reactor.testing.rig import SIGNING_SECRET, Rig
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SECONDS_MAX = 30
-RECEIVERS = {"receiver_python.py": [sys.executable]} | (
-    {"receiver.mjs": [node]} if (node := shutil.which("node")) else {}
+RECEIVERS = (
+    "receiver_python.py",
+    "receiver_stdlib.py",
+    "receiver_standardwebhooks.py",
+    "receiver.mjs",
+    "receiver.go",
 )
 TESTED = {
     "README.md",
@@ -41,8 +48,13 @@ TESTED = {
     "psql.sql",
     "python_async_producer.py",
     "python_producer.py",
+    "receiver.go",
     "receiver.mjs",
+    "receiver.sql",
     "receiver_python.py",
+    "receiver_sql.py",
+    "receiver_standardwebhooks.py",
+    "receiver_stdlib.py",
     "trigger_on_table.sql",
 }
 
@@ -223,23 +235,51 @@ async def test_the_async_producer_queues_each_key_once(rig):
 # -- receivers
 
 
+def receiver_command(name: str, folder: Path) -> list[str]:
+    """Return what starts the receiver *name*; skip where its tool is missing."""
+    if name.endswith(".py"):
+        return [sys.executable, str(EXAMPLES / name)]
+    tool = {".mjs": "node", ".go": "go"}[Path(name).suffix]
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    if tool == "node":
+        return [tool, str(EXAMPLES / name)]
+    # Built first: `go run` would be the parent of what is to be stopped.
+    environ = {"GOCACHE": str(folder / "go-cache"), "GOTOOLCHAIN": "local"} | os.environ
+    program = str(folder / "receiver")
+    built = subprocess.run(
+        [tool, "build", "-o", program, EXAMPLES / name],
+        env=environ,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    return [program]
+
+
 class ExampleReceiver:
     """A receiver of the examples as a process; what it prints can be read."""
 
-    def __init__(self, name: str, folder: Path, secret: str, port: int = 0) -> None:
+    def __init__(
+        self, command: list[str], folder: Path, secret: str, *, is_told_it: bool = True, **environ: str
+    ) -> None:
         self.folder = folder
         made = subprocess.run(
             ["sh", EXAMPLES / "make_certificate.sh", folder / "certificate"], check=True, capture_output=True
         )
         assert made.stdout
         self.certificate = folder / "certificate" / "cert.pem"
-        (folder / "secret").write_text(secret + "\n")
+        self.secret_file = folder / "secret"
+        self.secret_file.touch(mode=0o600)
+        self.secret_file.write_text(secret + "\n")
         self._output = folder / "output"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [*RECEIVERS[name], EXAMPLES / name, folder / "certificate", folder / "secret", str(port)],
+                [*command, folder / "certificate", *([self.secret_file] if is_told_it else []), "0"],
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=os.environ | environ,
             )
         self.url = self.wait_for(r"listening on (https://\S+)")[1] + "/alerts"
 
@@ -276,7 +316,7 @@ def start_receiver(request, tmp_path):
     started = []
 
     def start(secret):
-        started.append(ExampleReceiver(request.param, tmp_path, secret))
+        started.append(ExampleReceiver(receiver_command(request.param, tmp_path), tmp_path, secret))
         return started[0]
 
     yield start
@@ -337,7 +377,7 @@ def test_a_row_reaches_a_receiver_through_commands_alone(start_receiver, own_hom
         "PGGIT_REACTOR_METRICS_PORT": "0",
         "SSL_CERT_FILE": str(receiver.certificate),
     }
-    secret_file = str(receiver.folder / "secret")
+    secret_file = str(receiver.secret_file)
     assert own_home.run("key", "new", "--out", "reactor.key", **environ).status == 0
     added = own_home.run("webhook", "add", receiver.url, "--secret-file", secret_file, **environ)
     assert added.status == 0, added.stderr
@@ -347,3 +387,109 @@ def test_a_row_reaches_a_receiver_through_commands_alone(start_receiver, own_hom
         connection.execute('SELECT pggit.enqueue(%s, \'{"alert": "x"}\')', [int(webhook_id)])
 
     receiver.wait_for(r'^alert \S+ \{"alert": "x"\}$')
+
+
+def examined(receiver, home, *options):
+    """Run `receiver check` on *receiver*; return what it found."""
+    environ = {
+        "PGGIT_REACTOR_EGRESS_UNSAFE_ALLOW": "127.0.0.0/8:*",
+        "SSL_CERT_FILE": str(receiver.certificate),
+    }
+    secret_file = str(receiver.secret_file)
+    return home.run(
+        "receiver", "check", receiver.url, "--secret-file", secret_file, "--json", *options, **environ
+    )
+
+
+def ids_sent_twice(report) -> list[str]:
+    return [check["delivery_id"] for check in report["checks"] if check["name"] in {"resent", "retried"}]
+
+
+def test_a_receiver_passes_its_examination_and_acts_once(start_receiver, own_home):
+    receiver = start_receiver(SIGNING_SECRET)
+    done = examined(receiver, own_home)
+    report = json.loads(done.stdout)
+
+    assert [check for check in report["checks"] if check["verdict"] != "pass"] == []
+    assert (done.status, report["families"][0]) == (0, "standard")
+    assert len(ids_sent_twice(report)) == 2
+    assert [
+        len(re.findall(f"^alert {id_} ", receiver.said, re.MULTILINE)) for id_ in ids_sent_twice(report)
+    ] == [1, 1]
+
+
+def test_a_receiver_passes_its_examination_with_two_secrets(start_receiver, own_home):
+    receiver = start_receiver(f"{new_secret(bytes(range(32)))}\n{SIGNING_SECRET}")
+
+    assert examined(receiver, own_home).status == 0
+
+
+@pytest.fixture(scope="module")
+def pgcrypto_database():
+    """A database of a server that has pgcrypto, which the embedded one has not."""
+    for folder in sorted(DEBIAN_FOLDER.glob("*/bin"), reverse=True):
+        if not (folder / "initdb").exists():
+            continue
+        with embedded_postgres(settings=QUICK_SETTINGS, bin_dir=folder) as server:
+            with psycopg.connect(server.dsn.reveal()) as connection:
+                query = "SELECT count(*) FROM pg_available_extensions WHERE name = 'pgcrypto'"
+                has_it = connection.execute(query).fetchone()
+            if has_it == (1,):
+                yield server.dsn.reveal()
+                return
+    pytest.skip("no PostgreSQL with pgcrypto is installed")
+
+
+def install_sql_receiver(dsn: str, secret_file: Path) -> None:
+    with secret_file.open() as secret:
+        done = subprocess.run(
+            ["psql", dsn, "--no-psqlrc", "--quiet", "--file", EXAMPLES / "receiver.sql"],
+            stdin=secret, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_the_receiver_in_sql_passes_its_examination_and_acts_once(pgcrypto_database, own_home, tmp_path):
+    receiver = ExampleReceiver(
+        [sys.executable, str(EXAMPLES / "receiver_sql.py")],
+        tmp_path,
+        f"{new_secret(bytes(range(32)))}\n{SIGNING_SECRET}",
+        is_told_it=False,
+        PGGIT_REACTOR_DATABASE_URL=pgcrypto_database,
+    )
+    try:
+        for _ in range(2):  # it may be run again
+            install_sql_receiver(pgcrypto_database, receiver.secret_file)
+        done = examined(receiver, own_home)
+        report = json.loads(done.stdout)
+    finally:
+        receiver.stop()
+
+    assert [check for check in report["checks"] if check["verdict"] != "pass"] == []
+    assert done.status == 0
+    with psycopg.connect(pgcrypto_database) as connection:
+        known = connection.execute(
+            "SELECT count(*) FROM alert_inbox.received WHERE webhook_id = ANY (%s)", [ids_sent_twice(report)]
+        ).fetchone()
+        taken = connection.execute("SELECT count(*) FROM alert_inbox.received").fetchone()
+    assert known == (2,)
+    wanted = sum(check["wants"] == "2xx" for check in report["checks"])
+    assert taken is not None
+    assert taken[0] >= wanted - 2
+
+
+def test_who_runs_the_front_of_the_receiver_in_sql_reads_no_secret(pgcrypto_database, tmp_path):
+    (tmp_path / "secret").write_text(SIGNING_SECRET)
+    install_sql_receiver(pgcrypto_database, tmp_path / "secret")
+    with psycopg.connect(pgcrypto_database, autocommit=True) as connection:
+        connection.execute("CREATE ROLE front")
+        connection.execute("GRANT USAGE ON SCHEMA alert_inbox TO front")
+        connection.execute("GRANT EXECUTE ON FUNCTION alert_inbox.receive_alert TO front")
+        connection.execute("SET ROLE front")
+        body = b"{}"
+        headers = json.dumps(signed(body))
+        answered = connection.execute("SELECT alert_inbox.receive_alert(%b, %s)", (body, headers)).fetchone()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT * FROM alert_inbox.signing_secret")
+
+    assert answered == (204,)

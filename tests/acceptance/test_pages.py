@@ -15,13 +15,16 @@ A page's shell keeps its folder and its exported variables from block to block. 
 
 from __future__ import annotations
 
+import hashlib
 import os
+import queue
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +33,7 @@ import attrs
 import psycopg
 import pytest
 import trio
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from pggit_reactor import sign
 from pggit_reactor.core.secret import Secret
@@ -37,7 +41,8 @@ from pggit_reactor.core.signing import new_secret
 from pggit_reactor.db.connect import open_connection
 from pggit_reactor.db.embedded import embedded_postgres
 from pggit_reactor.db.migrate import migrate
-from pggit_reactor.testing.receiver import open_receiver
+from pggit_reactor.db.sql_split import split_statements
+from pggit_reactor.testing.receiver import Receiver, open_receiver
 from pggit_reactor.testing.rig import Rig
 
 ROOT = Path(__file__).parents[2]
@@ -260,7 +265,9 @@ def migrated_dsn(empty_dsn) -> str:
     return empty_dsn
 
 
-@pytest.mark.parametrize("page", ["producers", "routing", "receivers", "operations", "security"])
+@pytest.mark.parametrize(
+    "page", ["producers", "routing", "receivers", "operations", "security", "data-protection"]
+)
 def test_a_page_is_followed_to_its_end(page, tmp_path, migrated_dsn):
     replaced = {"8443": str(free_port()), ":8000": f":{(probes := str(free_port()))}"}
     stage = Stage(tmp_path, replaced, sql='psql "$PGGIT_REACTOR_DATABASE_URL"')
@@ -276,6 +283,94 @@ def test_a_page_is_followed_to_its_end(page, tmp_path, migrated_dsn):
     )
 
     play(DOCS / f"{page}.md", stage)
+
+
+# -- the page for those who come from pgGit
+
+FIXTURES = ROOT / "tests/integration/legacy/fixtures"
+PHASE7_CONSTANT = "the constant of your phase 7"
+
+
+def phase7_url(url: str) -> bytes:
+    """What phase 7 made of a URL: AES-256-CBC under SHA-256 of its constant, without a nonce."""
+    octets = url.encode()
+    octets += bytes([16 - len(octets) % 16]) * (16 - len(octets) % 16)
+    key = hashlib.sha256(PHASE7_CONSTANT.encode()).digest()
+    cipher = Cipher(algorithms.AES256(key), modes.CBC(bytes(16))).encryptor()
+    return cipher.update(octets) + cipher.finalize()
+
+
+@pytest.fixture(scope="module")
+def crypto_server(postgres_bin):
+    """A server with pgcrypto, as phase 7 needs it: the one that the tests run on, or one of the machine's."""
+    folders = (
+        [postgres_bin] if postgres_bin else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    )
+    for folder in folders:
+        share = subprocess.run(
+            [folder / "pg_config", "--sharedir"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        if (Path(share) / "extension/pgcrypto.control").exists():
+            with embedded_postgres(settings={"fsync": "off"}, bin_dir=folder) as running:
+                yield running
+            return
+    pytest.skip("no PostgreSQL of this machine has pgcrypto")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A TLS receiver that takes everything, in a thread of its own."""
+    opened: queue.Queue[tuple[Receiver, trio.lowlevel.TrioToken, trio.CancelScope]] = queue.Queue()
+
+    async def serve() -> None:
+        async with open_receiver() as receiver:
+            with trio.CancelScope() as scope:
+                opened.put((receiver, trio.lowlevel.current_trio_token(), scope))
+                await trio.sleep_forever()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    receiver, token, scope = opened.get(timeout=SECONDS_MAX)
+    yield receiver
+    token.run_sync_soon(scope.cancel)
+    thread.join(SECONDS_MAX)
+
+
+def test_a_database_of_phase_8_is_brought_along_as_its_page_says(own_home, crypto_server, receiver):
+    dsn = crypto_server.dsn_for("pggit").reveal()
+    with psycopg.connect(crypto_server.dsn.reveal(), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE pggit")
+        admin.execute("ALTER DATABASE pggit SET timezone = 'America/St_Johns'")
+    with psycopg.connect(dsn, autocommit=True) as old:
+        old.execute("CREATE EXTENSION pgcrypto")
+        for name in ("phase7", "week1", "week2", "rows", "rows2", "addons"):
+            for statement in split_statements((FIXTURES / f"{name}.sql").read_text()):
+                old.execute(statement.text)
+        old.execute(
+            "INSERT INTO pggit.alert_notification_webhooks (webhook_id, webhook_type, name, webhook_url_encrypted)"
+            " VALUES (100, 'slack', 'ops', %s)",
+            (phase7_url(receiver.url("/alerts")),),
+        )
+    replaced = {
+        "8443": str(receiver.port),
+        "postgresql://owner@db.example.com/pggit": dsn,
+        "/usr/lib/postgresql/15/bin": str(crypto_server.bin_dir),
+    }
+    stage = Stage(own_home.folder, replaced, sql='psql "$PGGIT_REACTOR_DATABASE_URL"')
+    stage.environ |= {
+        "PATH": f"{Path(sys.executable).parent}:{crypto_server.bin_dir}:{os.environ['PATH']}",
+        "PGGIT_REACTOR_EGRESS_UNSAFE_ALLOW": "127.0.0.0/8:*",
+        "SSL_CERT_FILE": str(receiver.ca_file),
+    }
+
+    play(DOCS / "migrate-from-pggit.md", stage)
+    arrived = {(request.path, request.body) for request in receiver.requests}
+    assert arrived >= {
+        ("/alerts/new", b'{"type": "regression", "z_score": 3.10}'),
+        ("/other", b"null"),
+        ("/other", b'{"operation": "check"}'),
+    }
+    assert len(receiver.requests) == 4  # and the test event
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ async def start_trusting(up: Up, receiver):
 
 
 async def register_at(up: Up, receiver) -> tuple[int, str]:
-    """Register in a second terminal, in the same folder."""
+    """Register in a second terminal, in the same folder, which was told nothing of where requests may go."""
     add = ("webhook", "add", receiver.url("/alerts"), "--json")
-    done = await trio.to_thread.run_sync(lambda: up.home.run(*add, **up.environ))
+    done = await trio.to_thread.run_sync(lambda: up.home.run(*add))
     assert done.status == 0, done.stderr
     added = json.loads(done.stdout)
     return added["webhook_id"], added["secret"]
@@ -92,7 +92,18 @@ async def test_a_row_inserted_while_it_is_up_is_delivered_signed(up):
         verify(request.body, dict(request.headers), secret)
         assert json.loads(request.body) == {"alert_id": 7}
         assert status == 0
+        assert re.search(r'"status": ?"delivered".*"level": ?"info"', running.stderr)
         assert secret not in running.stdout + running.stderr
+
+
+async def test_a_test_event_trusts_whom_the_up_was_told_to_trust(up):
+    async with open_receiver() as receiver:
+        await start_trusting(up, receiver)
+        webhook_id, _ = await register_at(up, receiver)
+        tested = await trio.to_thread.run_sync(lambda: up.home.run("webhook", "test", str(webhook_id)))
+
+        assert tested.status == 0, tested.stderr
+        assert len(receiver.requests) == 1
 
 
 async def test_the_next_one_goes_on_with_the_data(up):

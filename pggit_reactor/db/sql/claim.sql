@@ -1,7 +1,8 @@
 -- name: claim
 -- Takes up to a budget of ready rows of each hot webhook under a lease, and tells when each webhook is next due.
 -- One row a claimed delivery, and one with a null delivery_id for each webhook that is registered and active. It comes in
--- two forms, plain and limited: the marks are places for what follows below.
+-- two forms, plain and limited: the marks are places for what follows below. Of a webhook with an order only heads are
+-- claimed: those that pggit.order_heads finds, from a place on that the worker keeps for it.
 -- For each distinct priority present the claim index is probed with equality and ready_at <= now(): one range over
 -- all priorities would walk through every far retry. Leased rows are stepped over: no index knows a lease.
 -- crash_count rises where a lease that ran out is taken over, its holder had fallen silent before it ran out, and the
@@ -9,7 +10,7 @@
 -- not for callers of get_ready_deliveries, who send no heartbeats.
 WITH /* hot */,
 picked AS MATERIALIZED (
-    SELECT p.delivery_id, p.taken_over, p.crashed, h.lease_until, h.revision
+    SELECT p.delivery_id, p.taken_over, p.crashed, p.in_order, h.lease_until, h.revision
     FROM hot AS h
     CROSS JOIN LATERAL (
         SELECT
@@ -24,27 +25,34 @@ picked AS MATERIALIZED (
                 AND EXISTS (
                     SELECT FROM pggit.reactor_worker AS me
                     WHERE me.instance = %(instance)s
-                        AND me.steady_since <= r.lease_expires_at - make_interval(secs => %(silence_seconds)s)) AS crashed
-        FROM unnest(h.priorities) AS level (priority)
-        CROSS JOIN LATERAL (
-            SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at
-            FROM pggit.alert_delivery_queue AS q
-            WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority AND q.ready_at <= now()
-                AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
-            ORDER BY q.ready_at
-            LIMIT h.budget
-            FOR NO KEY UPDATE SKIP LOCKED
+                        AND me.steady_since <= r.lease_expires_at - make_interval(secs => %(silence_seconds)s)) AS crashed,
+            r.in_order
+        FROM (
+            SELECT u.delivery_id, u.lease_token, u.leased_by, u.lease_expires_at, NULL::boolean AS in_order
+            FROM unnest(h.priorities) AS level (priority)
+            CROSS JOIN LATERAL (
+                SELECT q.delivery_id, q.lease_token, q.leased_by, q.lease_expires_at
+                FROM pggit.alert_delivery_queue AS q
+                WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority AND q.ready_at <= now()
+                    AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
+                ORDER BY q.ready_at
+                LIMIT h.budget
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AS u
+            /* heads */
         ) AS r
         LIMIT h.budget
     ) AS p
-    WHERE h.priorities <> '{}'
+    WHERE h.budget > 0
 ),
 claimed AS (
     UPDATE pggit.alert_delivery_queue AS q
     SET lease_token = %(lease_token)s,
         lease_expires_at = p.lease_until,
         leased_by = %(instance)s,
-        crash_count = least(q.crash_count, 32766) + p.crashed::integer
+        crash_count = least(q.crash_count, 32766) + p.crashed::integer,
+        -- Unchanged for a row without an order, or its claim would write to an index.
+        order_claimed = CASE WHEN p.in_order THEN true ELSE q.order_claimed END
     FROM picked AS p
     WHERE q.delivery_id = p.delivery_id
     RETURNING q.*, p.taken_over, p.revision
@@ -70,21 +78,23 @@ SELECT
     c.event_type,
     c.traceparent,
     c.taken_over,
-    NULL::float8 AS next_due_seconds
+    NULL::float8 AS next_due_seconds,
+    NULL::text AS place
 FROM claimed AS c
 CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
 /* webhooks */;
 
 -- name: hot_plain
--- What may be claimed of webhooks that have no rate: nothing is locked, and nothing but the queue is written. One that has
--- limits is only told to have them. It is a statement of its own because starting the other one takes 100 us longer.
+-- What may be claimed of webhooks that have neither rate nor order: nothing is locked, and nothing but the queue is
+-- written. One that has is only told to have it. It is a statement of its own because starting the other one takes 100 us longer.
 hot AS MATERIALIZED (
     SELECT
         h.webhook_id,
         -- The worker plans with the concurrency that an earlier claim told it, or with a guess.
         CASE WHEN v.held_by IS NULL THEN greatest(least(h.budget, w.concurrency - h.in_flight), 0) ELSE 0 END AS budget,
         w.concurrency,
+        w.weight,
         w.revision,
         now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
         v.held_by,
@@ -109,7 +119,7 @@ hot AS MATERIALIZED (
     LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
     CROSS JOIN LATERAL (SELECT CASE
         WHEN l.blocked_until > now() THEN 'blocked'
-        WHEN w.rate_per_s > 0 OR l.breaker_until IS NOT NULL
+        WHEN w.rate_per_s > 0 OR w.ordering <> 'none' OR l.breaker_until IS NOT NULL
             OR l.recovering_since > now() - make_interval(secs => %(recovery_seconds)s) THEN 'limits' END AS held_by) AS v
 )
 
@@ -117,7 +127,7 @@ hot AS MATERIALIZED (
 -- Of a webhook: its concurrency, what holds it back, whether a plain claim gets none of it, and in how many seconds it is
 -- worth asking again.
 SELECT
-    h.webhook_id, NULL, NULL, h.concurrency, h.held_by, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    h.webhook_id, NULL, NULL, h.concurrency, h.held_by, NULL, NULL, NULL, h.weight, NULL, NULL, NULL, NULL,
     coalesce(h.held_by = 'limits', false), NULL, NULL, NULL, NULL,
     CASE WHEN h.held_by = 'blocked' THEN
         CASE WHEN h.blocked_until < now() + interval '1 day' THEN extract(epoch FROM h.blocked_until - now())::float8 END
@@ -130,7 +140,8 @@ SELECT
                 AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
             ORDER BY q.ready_at LIMIT 1
         ) AS n
-    ) END
+    ) END,
+    NULL
 FROM hot AS h
 
 -- name: hot_limited
@@ -148,7 +159,11 @@ asked AS MATERIALIZED (
             h.webhook_id,
             h.budget,
             h.in_flight,
-            w.concurrency AS whole_concurrency,
+            h.place,
+            CASE w.ordering WHEN 'webhook' THEN 1 ELSE w.concurrency END AS whole_concurrency,
+            w.weight,
+            w.ordering,
+            w.ordering_since,
             w.revision,
             now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
             CASE WHEN w.rate_per_s > 0 THEN least(greatest(w.rate_per_s, %(rate_min)s), %(rate_max)s)::float8 END AS whole_rate,
@@ -161,8 +176,8 @@ asked AS MATERIALIZED (
                  THEN %(recovery_share)s + (1 - %(recovery_share)s::float8)
                       * greatest(0, extract(epoch FROM now() - l.recovering_since)::float8) / %(recovery_seconds)s
                  ELSE 1 END AS share
-        FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[])
-            AS h (webhook_id, budget, in_flight)
+        FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[], %(places)s::text[])
+            AS h (webhook_id, budget, in_flight, place)
         JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
         LEFT JOIN pggit.webhook_limit AS l ON l.webhook_id = h.webhook_id
         OFFSET 0
@@ -201,7 +216,7 @@ hot AS MATERIALIZED (
     SELECT
         h.*,
         -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
-        CASE WHEN h.budget > 0 THEN ARRAY(
+        CASE WHEN h.budget > 0 AND h.ordering = 'none' THEN ARRAY(
             WITH RECURSIVE level (priority) AS (
                 (SELECT q.priority FROM pggit.alert_delivery_queue AS q
                  WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
@@ -218,6 +233,10 @@ hot AS MATERIALIZED (
         SELECT
             a.webhook_id,
             a.concurrency,
+            a.weight,
+            a.ordering,
+            a.ordering_since,
+            a.place,
             a.revision,
             a.lease_until,
             v.held_by,
@@ -236,7 +255,20 @@ hot AS MATERIALIZED (
             WHEN a.takes_lock AND b.webhook_id IS NULL THEN CASE WHEN a.is_missing THEN 'missing' ELSE 'busy' END
             WHEN b.is_half_open AND b.probe_until IS NOT NULL THEN 'probe' END AS held_by OFFSET 0) AS v
     ) AS h
+),
+in_order AS MATERIALIZED (
+    SELECT h.webhook_id, o.delivery_id, o.lease_token, o.leased_by, o.lease_expires_at, o.in_order, o.due_at, o.place
+    FROM hot AS h
+    CROSS JOIN LATERAL pggit.order_heads(h.webhook_id, h.ordering, h.ordering_since, h.budget, h.place) AS o
+    WHERE h.ordering <> 'none'
 )
+
+-- name: heads
+-- What webhooks with an order add to what is picked.
+            UNION ALL
+            SELECT o.delivery_id, o.lease_token, o.leased_by, o.lease_expires_at, o.in_order
+            FROM in_order AS o
+            WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NOT NULL
 
 -- name: spent
 -- On conflict and not an UPDATE: that would look for the row as it was when the statement began.
@@ -264,8 +296,8 @@ hot AS MATERIALIZED (
 -- is under way; it is this worker's if it got a row). `retry_count` says whether the concurrency grows, `taken_over` whether
 -- its attempts take tokens.
 SELECT
-    h.webhook_id, NULL, NULL, h.concurrency, f.held_by, NULL, NULL, h.grows::integer, NULL, NULL, NULL, NULL, NULL,
-    h.takes_lock OR h.grows, NULL, NULL, NULL, h.rate IS NOT NULL,
+    h.webhook_id, NULL, NULL, h.concurrency, f.held_by, NULL, NULL, h.grows::integer, h.weight, NULL, NULL, NULL, NULL,
+    h.takes_lock OR h.grows OR h.ordering <> 'none', NULL, NULL, NULL, h.rate IS NOT NULL,
     CASE f.held_by
         WHEN 'blocked' THEN
             CASE WHEN h.blocked_until < now() + interval '1 day' THEN extract(epoch FROM h.blocked_until - now())::float8 END
@@ -274,7 +306,10 @@ SELECT
         WHEN 'tokens' THEN greatest(
             h.missing + (got.rows + 1 - h.size) / h.rate,
             least(%(wake_seconds)s, h.size / h.rate / 2))
-        ELSE CASE WHEN h.priorities <> '{}' THEN (
+        ELSE CASE WHEN h.ordering <> 'none' THEN (
+            SELECT extract(epoch FROM o.due_at - now())::float8 FROM in_order AS o
+            WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL
+        ) WHEN h.priorities <> '{}' THEN (
             SELECT extract(epoch FROM min(n.ready_at) - now())::float8
             FROM unnest(h.priorities) AS level (priority)
             CROSS JOIN LATERAL (
@@ -283,7 +318,8 @@ SELECT
                     AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
                 ORDER BY q.ready_at LIMIT 1
             ) AS n
-        ) END END
+        ) END END,
+    (SELECT o.place FROM in_order AS o WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL)
 FROM hot AS h
 CROSS JOIN LATERAL (SELECT count(*) AS rows FROM claimed AS c WHERE c.webhook_id = h.webhook_id AND h.takes_lock) AS got
 CROSS JOIN LATERAL (SELECT coalesce(h.held_by, CASE
@@ -351,13 +387,13 @@ WITH waiting AS MATERIALIZED (
     ) AS something
     WHERE l.blocked_until IS NULL OR l.blocked_until <= now() + make_interval(secs => %(horizon_seconds)s)
 )
-SELECT l.webhook_id, extract(epoch FROM greatest(due.first_at, l.blocked_until) - now())::float8
+SELECT l.webhook_id, extract(epoch FROM greatest(soonest.first_at, l.blocked_until) - now())::float8
 FROM waiting AS l
 JOIN pggit.webhook AS w ON w.webhook_id = l.webhook_id AND w.state = 'active'
 CROSS JOIN LATERAL (
     WITH RECURSIVE level (priority) AS (
         (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-         WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL
+         WHERE q.webhook_id = l.webhook_id AND q.ready_at IS NOT NULL AND w.ordering = 'none'
          ORDER BY q.priority DESC LIMIT 1)
         UNION ALL
         SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
@@ -377,7 +413,14 @@ CROSS JOIN LATERAL (
         LIMIT 1
     ) AS first
 ) AS due
-WHERE due.first_at IS NOT NULL;
+CROSS JOIN LATERAL (
+    -- Where there is an order, followers are due and may not go: only heads count. Behind a place there may be some.
+    SELECT CASE w.ordering WHEN 'none' THEN due.first_at ELSE (
+        SELECT min(CASE WHEN o.delivery_id IS NULL AND o.place = '' THEN o.due_at ELSE now() END)
+        FROM pggit.order_heads(l.webhook_id, w.ordering, w.ordering_since, 1, NULL, p_only_looks => true) AS o
+    ) END AS first_at
+) AS soonest
+WHERE soonest.first_at <= now() + make_interval(secs => %(horizon_seconds)s);
 
 -- name: adopt_unknown
 -- Finds ids in the queue that have no limit row (a recursive skip scan of the claim index) and gives them one:

@@ -51,9 +51,12 @@ logged AS (
     FROM settled AS s
 ),
 audited AS (
-    INSERT INTO pggit.webhook_audit_log (webhook_id, delivery_id, operation, status_code, error_message, user_id, request_id)
+    INSERT INTO pggit.webhook_audit_log (
+        webhook_id, delivery_id, operation, status_code, error_message, user_id, request_id, salt)
     SELECT s.webhook_id, s.delivery_id, CASE s.status WHEN 'retrying' THEN 'retried' ELSE s.status END,
-        s.http_status, s.error, %(worker_id)s, s.uid
+        s.http_status, s.error, %(worker_id)s, s.uid,
+        -- Where there is no text, there is nothing to salt: the dice take 3 us a row.
+        CASE WHEN s.error IS NOT NULL THEN gen_random_uuid() END
     FROM settled AS s
 ),
 tally AS MATERIALIZED (

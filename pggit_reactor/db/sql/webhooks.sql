@@ -1,9 +1,15 @@
 -- name: load
--- Registered webhooks with the secrets that are valid now, newest first.
+-- Registered webhooks with the secrets that are valid now, newest first, and in how many seconds these are others by the
+-- passing of time alone.
 SELECT
     w.webhook_id, w.name, w.revision, w.state, w.sealed_url, w.url_origin, w.concurrency,
     extract(epoch FROM w.attempt_timeout)::float8, w.max_attempts, extract(epoch FROM w.give_up_after)::float8,
-    w.sealed_headers, w.signature_scope, w.max_body_bytes, s.versions, s.sealed_secrets
+    w.sealed_headers, w.signature_scope, w.max_body_bytes, w.pins, w.sealed_ca, w.sealed_client_certificate,
+    s.versions, s.sealed_secrets,
+    (SELECT extract(epoch FROM min(m.moment) - now())::float8
+     FROM pggit.webhook_secret AS t CROSS JOIN LATERAL (VALUES (t.not_before), (t.expires_at)) AS m (moment)
+     WHERE t.webhook_id = w.webhook_id AND m.moment > now()),
+    w.status_policy::text
 FROM pggit.webhook AS w
 LEFT JOIN LATERAL (
     SELECT array_agg(t.version ORDER BY t.version DESC) AS versions,

@@ -38,8 +38,8 @@ GREETINGS = {
     Greeting.STALL_IN_HANDSHAKE: (FailureKind.TIMEOUT, "in the TLS handshake"),
     Greeting.PLAIN_HTTP: (FailureKind.TLS, "does not speak TLS"),
     Greeting.GARBAGE: (FailureKind.TLS, "TLS"),
-    Greeting.REFUSE_VERSION: (FailureKind.TLS, "no protocol version of TLS 1.2 or later"),
-    Greeting.OLD_VERSION: (FailureKind.TLS, "no protocol version of TLS 1.2 or later"),
+    Greeting.REFUSE_VERSION: (FailureKind.TLS, "no version of TLS that we accept"),
+    Greeting.OLD_VERSION: (FailureKind.TLS, "no version of TLS that we accept"),
     Greeting.REFUSE_HANDSHAKE: (FailureKind.TLS, "refused the handshake"),
 }
 
@@ -260,5 +260,5 @@ async def test_a_context_that_would_agree_on_less_than_tls_1_2_is_refused():
         lax.minimum_version = ssl.TLSVersion.TLSv1_1
 
     with pytest.raises(ConfigurationError, match="TLSv1_2"):
-        async with open_transport(EgressRules.parse(), ssl_context=lax):
+        async with open_transport(EgressRules.parse(), make_context=lambda: lax):
             pytest.fail("it was opened")

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -48,7 +49,8 @@ JOIN (SELECT webhook_id, count(*) AS events FROM pggit.alert_delivery_log GROUP 
 WHERE h.total_deliveries <> g.events OR h.total_deliveries <> h.successful_deliveries + h.failed_deliveries
 UNION ALL
 SELECT 'audit of ' || l.delivery_id FROM logged AS l
-WHERE l.events <> (SELECT count(*) FROM pggit.webhook_audit_log AS a WHERE a.delivery_id = l.delivery_id)
+WHERE l.events <> (SELECT count(*) FROM pggit.webhook_audit_log AS a
+                   WHERE a.delivery_id = l.delivery_id AND a.operation IN ('delivered', 'failed', 'retried'))
 """
 
 
@@ -113,13 +115,20 @@ class FaultRig(Rig):
         places = ",".join(f"{way.host}:{way.port}" for way in ways)
         return Secret(self.database.dsn.reveal().replace(f"{host}:{port}", places))
 
-    @asynccontextmanager
-    async def starting_process(self, *arguments: str, **settings: object) -> AsyncIterator[WorkerProcess]:
-        """As `process`, without waiting until the worker works: it may never."""
+    def process_environ(self, **settings: object) -> dict[str, str]:
+        """Return the whole environment of a process; empty values are left out."""
         environ = {**os.environ, **self.environ(**settings), "SSL_CERT_FILE": str(self.receiver.ca_file)}
+        return {name: value for name, value in environ.items() if value}
+
+    @asynccontextmanager
+    async def starting_process(
+        self, *arguments: str, folder: Path | None = None, **settings: object
+    ) -> AsyncIterator[WorkerProcess]:
+        """As `process`, without waiting until the worker works: it may never. *folder* may hold another version."""
         process = await trio.lowlevel.open_process(
             [sys.executable, "-m", "pggit_reactor", "worker", *arguments],
-            env={name: value for name, value in environ.items() if value},
+            env=self.process_environ(**settings),
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,

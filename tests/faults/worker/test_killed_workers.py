@@ -20,7 +20,8 @@ async def test_another_worker_delivers_what_a_killed_one_held_within_lease_and_p
     webhook_id = await rig.add_webhook()
     rig.receiver.script("/hook", *[hang()] * 8)
     # Neither has room for all, so each holds half of them.
-    async with rig.process(WORKER_ATTEMPTS_MAX=4) as doomed, rig.process(WORKER_ATTEMPTS_MAX=4):
+    room = {"WORKER_ATTEMPTS_MAX": 4, "WORKER_WEBHOOK_SHARE": 1}
+    async with rig.process(**room) as doomed, rig.process(**room):
         instance = (await doomed.event("worker_started"))["instance"]
         await rig.insert(webhook_id, 8)
         await rig.receiver.wait_for(8)

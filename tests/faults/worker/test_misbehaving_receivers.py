@@ -97,7 +97,7 @@ async def assert_exhausted(rig, rows: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_an_answer_of_each_evil_is_retried_and_exhausted_and_a_good_receiver_unharmed(rig, name: str):
-    async with open_receiver(authority=rig.receiver._authority) as bad:
+    async with open_receiver(authority=rig.receiver.authority) as bad:
         bad.default = ANSWERS[name]
         rows = await run_beside_a_good_one(rig, bad.url("/"))
     await assert_exhausted(rig, rows)
@@ -105,7 +105,7 @@ async def test_an_answer_of_each_evil_is_retried_and_exhausted_and_a_good_receiv
 
 @pytest.mark.parametrize("greeting", CONNECTIONS)
 async def test_a_connection_of_each_evil_is_retried_and_exhausted(rig, greeting: Greeting):
-    async with open_receiver(authority=rig.receiver._authority) as bad:
+    async with open_receiver(authority=rig.receiver.authority) as bad:
         bad.greeting = greeting
         rows = await run_beside_a_good_one(rig, bad.url("/"))
     await assert_exhausted(rig, rows)
@@ -113,14 +113,14 @@ async def test_a_connection_of_each_evil_is_retried_and_exhausted(rig, greeting:
 
 @pytest.mark.parametrize("certificate", CERTIFICATES)
 async def test_a_certificate_of_each_evil_is_retried_and_exhausted(rig, certificate: Certificate):
-    async with open_receiver(authority=rig.receiver._authority, certificate=certificate) as bad:
+    async with open_receiver(authority=rig.receiver.authority, certificate=certificate) as bad:
         rows = await run_beside_a_good_one(rig, bad.url("/"))
         assert bad.requests == []
     await assert_exhausted(rig, rows)
 
 
 async def test_a_receiver_that_knows_only_old_tls_is_retried_and_exhausted(rig):
-    async with open_receiver(authority=rig.receiver._authority) as bad:
+    async with open_receiver(authority=rig.receiver.authority) as bad:
         bad.tls_context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         bad.greeting = Greeting.OLD_VERSION
         rows = await run_beside_a_good_one(rig, bad.url("/"))
@@ -128,7 +128,7 @@ async def test_a_receiver_that_knows_only_old_tls_is_retried_and_exhausted(rig):
 
 
 async def test_nobody_at_the_port_is_retried_and_exhausted(rig):
-    async with open_receiver(authority=rig.receiver._authority) as bad:
+    async with open_receiver(authority=rig.receiver.authority) as bad:
         url = bad.url("/")
     rows = await run_beside_a_good_one(rig, url)
     await assert_exhausted(rig, rows)

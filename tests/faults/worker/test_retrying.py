@@ -216,3 +216,30 @@ async def test_a_retry_of_a_worker_that_is_gone_is_sent_by_another_at_its_time(r
         first, second = await attempts_of(rig, 2)
 
     assert 1 <= second - first <= 1 + LATE_SECONDS_MAX + 1
+
+
+async def test_a_webhooks_own_table_says_what_its_answers_mean(rig):
+    policy = '{"404": "transient", "410": "permanent", "5xx": "permanent"}'
+    webhook_id = await rig.add_webhook(concurrency=1, status_policy=policy)
+    rig.receiver.script("/hook", answer(404), answer(200), answer(410), answer(500))
+    async with rig.worker():
+        rows = []
+        for status in ("delivered", "failed", "failed"):
+            (row,) = await rig.insert(webhook_id)
+            await rig.until_status(row, status)
+            rows.append(await rig.row(row, "attempt_count", "last_status", "failed_reason"))
+
+    assert rows == [(2, 200, None), (1, 410, "permanent"), (1, 500, "permanent")]
+    assert await rig.database.fetch("SELECT state FROM pggit.webhook") == [("active",)]
+
+
+async def test_a_table_that_cannot_be_read_is_as_none_and_said_once(rig, lines):
+    webhook_id = await rig.add_webhook(status_policy='{"404": "later"}')
+    rig.receiver.script("/hook", answer(404))
+    async with rig.worker():
+        for status in ("failed", "delivered"):
+            (row,) = await rig.insert(webhook_id)
+            await rig.until_status(row, status)
+
+    (event,) = lines.named("status_policy_unreadable")
+    assert (event["webhook_id"], event["level"]) == (webhook_id, "warning")

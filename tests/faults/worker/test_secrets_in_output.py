@@ -132,7 +132,7 @@ async def assert_nothing_is_given_away(rig, output: str) -> None:
 
 
 async def test_a_process_gives_nothing_away(rig):
-    async with open_receiver(authority=rig.receiver._authority) as broken:
+    async with open_receiver(authority=rig.receiver.authority) as broken:
         broken.greeting = Greeting.REFUSE_HANDSHAKE
         async with rig.process(LOG_LEVEL="debug") as running:
             await everything_ends(rig, broken)

@@ -65,10 +65,13 @@ def heard(
 def test_a_sound_installation_is_all_ok_and_exit_0(examined) -> None:
     found = examined()
 
-    assert {check: found[check] for check in found if found[check]} == {}
+    # The tests' own user is a superuser, which is worth a note.
+    assert {check: [one["level"] for one in found[check]] for check in found if found[check]} == {
+        "rights": ["note"]
+    }
     assert set(found) == {
-        "egress", "database", "clock", "migrations", "roles", "triggers", "listen", "keys", "queue", "webhooks",
-        "workers", "audit", "activity",
+        "egress", "database", "clock", "migrations", "roles", "rights", "triggers", "listen", "keys", "queue",
+        "webhooks", "certificates", "workers", "audit", "activity",
     }  # fmt: skip
 
 
@@ -276,6 +279,15 @@ def test_relaxations_of_the_policy_are_noted(examined) -> None:
     assert "8443" in ports["what"]
 
 
+@pytest.mark.usefixtures("registered")
+def test_the_proxy_is_named_without_its_password(examined, commands) -> None:
+    (finding,) = examined(EGRESS_PROXY_URL="http://me:hunter22@proxy.internal:3128")["egress"]
+
+    assert finding["level"] == "note"
+    assert "through the proxy http://proxy.internal:3128 (egress.proxy_url)" in finding["what"]
+    assert "hunter22" not in commands.printed
+
+
 def test_a_user_without_a_workers_rights_is_told_the_grant(
     examined, database, reactor_database, request
 ) -> None:
@@ -329,3 +341,44 @@ def test_a_server_that_will_not_do_is_trouble(change, word) -> None:
 @pytest.mark.parametrize(("wall", "level"), [(1000.9, "ok"), (1001.1, "trouble"), (998.9, "trouble")])
 def test_clocks_may_differ_by_a_second(wall, level) -> None:
     assert [finding.level for finding in judge_clock(SERVER, wall=wall)] == [level]
+
+
+def test_a_status_policy_that_cannot_be_read_is_found(examined, registered, database) -> None:
+    database.execute("""UPDATE pggit.webhook SET status_policy = '{"404": "later"}'""")
+
+    (finding,) = examined()["webhooks"]
+    assert 'calls "404" "later"' in finding["what"]
+    assert "webhook set 7 status_policy=" in finding["remedy"]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("leak", "said"),
+    [
+        ("GRANT SELECT ON pggit.webhook_secret TO PUBLIC", "SELECT on pggit.webhook_secret"),
+        ("GRANT CREATE ON SCHEMA pggit TO PUBLIC", "CREATE on schema pggit"),
+        (
+            "GRANT EXECUTE ON FUNCTION pggit.next_webhook_id TO PUBLIC",
+            "EXECUTE on function pggit.next_webhook_id()",
+        ),
+        ("GRANT USAGE ON SEQUENCE pggit.reactor_gate TO PUBLIC", None),
+        ("ALTER FUNCTION pggit.enqueue RESET ALL", "search_path: pggit.enqueue"),
+        ("ALTER FUNCTION pggit.enqueue SET search_path = public", "search_path: pggit.enqueue"),
+    ],
+)
+def test_what_everybody_may_do_and_must_not_is_found(examined, database, leak, said) -> None:
+    database.execute(leak)
+
+    troubles = [one["what"] for one in examined()["rights"] if one["level"] == "trouble"]
+    assert [said in what for what in troubles] == ([True] if said else [])
+
+
+@pytest.mark.usefixtures("registered")
+def test_audit_rows_that_nobody_seals_are_found(examined, database) -> None:
+    database.execute("UPDATE pggit.reactor_worker SET started_at = now() - interval '1 hour'")
+    database.execute(
+        "INSERT INTO pggit.webhook_audit_log (operation) SELECT 'erased' FROM generate_series(1, 2000)"
+    )
+
+    (finding,) = examined()["audit"]
+    assert "are not sealed" in finding["what"]

@@ -160,17 +160,18 @@ def test_what_could_be_an_id_or_cannot_be_shown_is_no_name(commands, hook, name)
 
 def test_options_and_words_set_columns(commands, database, sealer, hook) -> None:
     words = ["attempt_timeout=1500ms", "max_attempts=7", "give_up_after=2d", "max_body_bytes=4096",
-             "signature_scope=body-only", "header.X-Team=db", "label.team=db", 'labels={"tier": "1"}']  # fmt: skip
+             "signature_scope=body-only", "ordering=webhook", "header.X-Team=db", "label.team=db",
+             'labels={"tier": "1"}']  # fmt: skip
     added = commands.ok("webhook", "add", hook, "--concurrency", "3", "--rate", "2.5", "--burst", "9", *words)
 
     row = database.execute(
         "SELECT concurrency, rate_per_s, burst, attempt_timeout, max_attempts, give_up_after, max_body_bytes,"
-        " signature_scope, labels FROM pggit.webhook"
+        " signature_scope, ordering, labels FROM pggit.webhook"
     ).fetchone()
-    assert [str(value) for value in row[:8]] == [
-        "3", "2.5", "9", "0:00:01.500000", "7", "2 days, 0:00:00", "4096", "body-only",
+    assert [str(value) for value in row[:9]] == [
+        "3", "2.5", "9", "0:00:01.500000", "7", "2 days, 0:00:00", "4096", "body-only", "webhook",
     ]  # fmt: skip
-    assert row[8] == {"team": "db", "tier": "1"}
+    assert row[9] == {"team": "db", "tier": "1"}
     (sealed,) = database.execute("SELECT sealed_headers FROM pggit.webhook").fetchone()
     assert sealer.open(bytes(sealed), place=headers_place(int(added.last_word))) == b'{"X-Team": "db"}'
 
@@ -178,7 +179,7 @@ def test_options_and_words_set_columns(commands, database, sealer, hook) -> None
 def test_without_words_the_columns_have_the_schemas_defaults(commands, database, hook) -> None:
     commands.ok("webhook", "add", hook)
     columns = ["concurrency", "rate_per_s", "burst", "attempt_timeout", "max_attempts", "give_up_after",
-               "max_body_bytes", "signature_scope", "labels"]  # fmt: skip
+               "max_body_bytes", "signature_scope", "ordering", "labels", "weight", "status_policy"]  # fmt: skip
     database.execute(
         "INSERT INTO pggit.webhook (webhook_id, name, sealed_url, url_origin) VALUES (-1, 'plain', '', '')"
     )
@@ -191,6 +192,14 @@ def test_rate_and_burst_are_those_of_the_command(commands, database, hook) -> No
     commands.ok("webhook", "add", hook, "--rate", "2.5", "--burst", "7")
 
     assert database.execute("SELECT rate_per_s::float8, burst FROM pggit.webhook").fetchall() == [(2.5, 7)]
+
+
+def test_a_rate_that_is_not_given_is_the_settings(commands, database, hook) -> None:
+    commands.ok("webhook", "add", hook, "--name", "setting", DELIVERY_RATE_PER_S="7")
+    commands.ok("webhook", "add", hook, "--name", "given", "--rate", "3", DELIVERY_RATE_PER_S="7")
+
+    rates = database.execute("SELECT name, rate_per_s::float8 FROM pggit.webhook ORDER BY name").fetchall()
+    assert rates == [("given", 3.0), ("setting", 7.0)]
 
 
 @pytest.mark.parametrize(

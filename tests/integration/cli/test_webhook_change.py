@@ -32,6 +32,14 @@ def test_set_changes_what_is_named_and_leaves_the_rest(commands, alerts) -> None
     assert (after["concurrency"], after["give_up_after_seconds"]) == (8, 5400)
 
 
+def test_an_order_is_set_shown_and_audited(commands, alerts, database) -> None:
+    commands.ok("webhook", "set", "alerts", "ordering=key")
+
+    assert shown(commands)["ordering"] == "key"
+    assert last_audit(database)[2]["ordering"] == {"from": "none", "to": "key"}
+    assert commands("webhook", "set", "alerts", "ordering=strict").status == 2
+
+
 def test_a_change_gives_workers_a_new_revision_and_wakes_them(commands, alerts, database) -> None:
     database.execute("LISTEN pggit_delivery")
     before = database.execute("SELECT revision FROM pggit.webhook").fetchone()
@@ -199,3 +207,51 @@ def test_a_removed_id_takes_its_deliveries_back(commands, alerts, database, enqu
     commands.ok("webhook", "add", hook, "--id", str(alerts))
 
     assert database.execute("SELECT unknown_since FROM pggit.webhook_limit").fetchone() == (None,)
+
+
+def test_a_status_policy_and_a_weight_are_kept_shown_and_audited(commands, alerts, database) -> None:
+    commands.ok("webhook", "set", "alerts", "status_policy=404:transient,5xx:permanent", "weight=7")
+    record = shown(commands)
+    _, _, details = last_audit(database)
+    commands.ok("webhook", "set", "alerts", "status_policy=", "weight=")
+
+    assert (record["status_policy"], record["weight"]) == ({"404": "transient", "5xx": "permanent"}, 7)
+    assert details["status_policy"] == {"from": None, "to": {"404": "transient", "5xx": "permanent"}}
+    assert (shown(commands)["status_policy"], shown(commands)["weight"]) == (None, 1)
+
+
+def test_a_policy_that_somebody_wrote_stays_until_it_is_set(commands, alerts, database) -> None:
+    database.execute("UPDATE pggit.webhook SET status_policy = '[404]'")
+    commands.ok("webhook", "set", "alerts", "concurrency=8")
+
+    assert shown(commands)["status_policy"] == [404]
+
+
+def test_what_workers_learnt_of_late_is_shown(commands, alerts, database) -> None:
+    learn = "UPDATE pggit.webhook_limit SET learned_concurrency = 3, learned_at = now() - %s::interval"
+    seen = []
+    for age in ("59 minutes", "61 minutes"):
+        database.execute(learn, (age,))
+        seen.append(shown(commands)["learned_concurrency"])
+
+    assert seen == [3, None]
+
+
+def test_what_is_not_set_is_shown_as_what_holds_then(commands, alerts) -> None:
+    def facts() -> dict[str, str]:
+        lines = commands.ok("webhook", "show", "alerts", DELIVERY_TIMEOUT_SECONDS="7").out.splitlines()
+        return {line[:24].strip(): line[24:].strip() for line in lines}
+
+    width = len("attempt timeout seconds")
+    assert width < 24
+    unset = facts()
+    commands.ok("webhook", "set", "alerts", "attempt_timeout=2s", "max_attempts=9", "max_body_bytes=4096")
+    names = ("attempt timeout seconds", "max attempts", "max body bytes")
+
+    assert [unset[name] for name in names] == [
+        "7 (default)",
+        "max_retries of the delivery + 1 (default)",
+        "1048576 (default)",
+    ]
+    assert [facts()[name] for name in names] == ["2", "9", "4096"]
+    assert shown(commands)["max_attempts"] == 9

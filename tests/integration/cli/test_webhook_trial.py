@@ -73,6 +73,17 @@ async def test_an_answer_that_is_no_success_is_exit_1_and_said(rig, receiver) ->
     assert "answered 503" in done.stdout
 
 
+async def test_what_a_receiver_echoes_of_the_url_is_not_shown(rig, receiver) -> None:
+    webhook_id = await rig.add_webhook(url=receiver.url("/hook/s3cret-path?token=s3cret-query"))
+    receiver.default = answer(404, body=b"nothing at /hook/s3cret-path?token=s3cret-query here")
+    for options in ((), ("--json",)):
+        done = await run_test(rig, str(webhook_id), *options, LOG_LEVEL="info")
+
+        assert "nothing at" in done.stdout
+        assert "here" in done.stdout
+        assert "s3cret" not in done.stdout + done.stderr
+
+
 async def test_what_policy_refuses_is_never_sent_and_is_exit_3(rig, receiver) -> None:
     webhook_id = await rig.add_webhook("/s3cret")
     done = await run_test(rig, str(webhook_id), EGRESS_UNSAFE_ALLOW="", LOG_LEVEL="info")
@@ -95,4 +106,13 @@ async def test_a_registration_that_no_key_opens_is_said_without_sending(rig, rec
 
     assert done.returncode == 1
     assert "does not open" in done.stderr
+    assert receiver.requests_for(None) == []
+
+
+async def test_a_key_that_is_not_pinned_is_named_and_nothing_is_sent(rig, receiver) -> None:
+    webhook_id = await rig.add_webhook("/hook", pins=["sha256/" + "A" * 43 + "="])
+    done = await run_test(rig, str(webhook_id), LOG_LEVEL="info")
+
+    assert done.returncode == 1
+    assert "the receiver's key is none of the pinned ones; it is sha256/" in done.stdout
     assert receiver.requests_for(None) == []

@@ -9,8 +9,21 @@ import trio
 
 from pggit_reactor.db import migrate as module
 from pggit_reactor.db.connect import open_connection
-from pggit_reactor.db.migrate import check, load_migrations, migrate, migrations_folder, require_current
-from pggit_reactor.errors import DatabaseUnavailableError, MigrationError, SchemaTooNewError
+from pggit_reactor.db.migrate import (
+    check,
+    load_migrations,
+    migrate,
+    migrations_folder,
+    newest_version,
+    refuse_newer,
+    require_current,
+)
+from pggit_reactor.errors import (
+    DatabaseUnavailableError,
+    MigrationError,
+    PendingMigrationsError,
+    SchemaTooNewError,
+)
 from pggit_reactor.testing.database import DatabaseTemplate
 
 
@@ -64,6 +77,48 @@ async def test_what_is_pending_is_applied_in_order_and_only_once(empty_database,
     assert rows == [(1, "first", False, "reactor", True), (2, "second", True, "reactor", True)]
 
 
+async def test_expanding_stops_before_the_first_contract_step(empty_database, folder):
+    connection = await empty_database.connect()
+    three = folder(**TWO, m0003_third="CREATE TABLE pggit.third (id int);")
+    report = await migrate(connection, three, expand_only=True)
+    assert (names(report.applied), names(report.left)) == (["0001_first"], ["0002_second", "0003_third"])
+
+    report = await migrate(connection, three, expand_only=True)
+    assert (report.applied, names(report.left)) == ((), ["0002_second", "0003_third"])
+    report = await migrate(connection, three)
+    assert (names(report.applied), report.left) == (["0002_second", "0003_third"], ())
+
+
+async def test_a_program_works_before_its_own_contract_steps_but_not_without_an_expansion(
+    empty_database, folder
+):
+    connection = await empty_database.connect()
+    two = folder(**TWO)
+    await migrate(connection, two, expand_only=True)
+    await require_current(connection, two)
+    three = folder(m0003_third="CREATE TABLE pggit.third (id int);")
+
+    assert (await check(connection, two)).is_current
+    with pytest.raises(PendingMigrationsError, match="lacks 0002_second, 0003_third"):
+        await require_current(connection, three)
+
+
+async def test_a_contract_step_beyond_what_is_known_is_refused_and_an_expansion_is_not(reactor_database):
+    connection = await reactor_database.connect(role="pggit_worker")
+    known = newest_version()
+    add = "INSERT INTO pggit.schema_migration (version, name, digest, breaking) VALUES (%s, %s, '', %s)"
+    await reactor_database.execute(add, (known + 1, "expand", False))
+    await refuse_newer(connection, known)
+    await reactor_database.execute(add, (known + 2, "contract", True))
+    await reactor_database.execute(add, (known + 3, "more", True))
+
+    with pytest.raises(SchemaTooNewError, match=f"{known + 2:04}_contract, {known + 3:04}_more; upgrade"):
+        await refuse_newer(connection, known)
+    with pytest.raises(SchemaTooNewError, match=f"program: {known + 3:04}_more;"):
+        await refuse_newer(connection, known + 2)
+    await refuse_newer(connection, known + 3)
+
+
 async def test_check_tells_what_is_there_and_changes_nothing(empty_database, folder):
     connection = await empty_database.connect()
     status = await check(connection, folder(**TWO))
@@ -109,6 +164,16 @@ async def test_an_edited_migration_is_refused(empty_database, folder):
 
     with pytest.raises(MigrationError, match="0001_first changed after being applied"):
         await migrate(connection, folder(m0001_first="CREATE TABLE pggit.first (id bigint);"))
+
+
+async def test_a_migration_that_was_mended_stands_for_the_one_that_it_names(empty_database, folder):
+    connection = await empty_database.connect()
+    (before,) = folder(**ONE)
+    await migrate(connection, (before,))
+
+    mended = folder(m0001_first=f"-- mends {before.digest}\nCREATE TABLE pggit.first (id bigint);")
+    assert (await migrate(connection, mended)).applied == ()
+    await require_current(connection, mended)
 
 
 async def test_an_unknown_expansion_is_lived_with_and_an_unknown_contraction_is_not(empty_database, folder):

@@ -95,7 +95,16 @@ async def test_a_webhook_may_ask_for_the_weak_signature_over_the_body_alone(rece
     assert " " not in receiver.requests[0].header("x-pggit-signature")
 
 
-@pytest.mark.parametrize("traceparent", ["nonsense", TRACEPARENT + "\r\nX: y", TRACEPARENT.upper()])
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "nonsense",
+        TRACEPARENT + "\r\nX: y",
+        TRACEPARENT.upper(),
+        TRACEPARENT.replace("00-", "01-", 1),
+        f"00-{'0' * 32}-{'b' * 16}-01",
+    ],
+)
 async def test_a_malformed_traceparent_or_event_type_is_left_out_and_costs_no_alert(
     receiver, sender, traceparent
 ):
@@ -271,13 +280,14 @@ async def test_a_receiver_in_another_program_is_trusted_by_its_file(receiver):
         """
         import sys, trio
         from pggit_reactor.core.url_policy import EgressRules, parse_target
-        from pggit_reactor.delivery.sender import open_transport
+        from pggit_reactor.delivery.sender import Route, open_transport
 
         async def main(url):
             rules = EgressRules.parse(unsafe_allow="127.0.0.0/8:*")
             async with open_transport(rules) as transport:
                 target = parse_target(url, rules)
-                result = await transport.post(key=1, target=target, headers=(), body=b"hi", deadline_seconds=5)
+                route = Route(owner=1, target=target)
+                result = await transport.post(route=route, headers=(), body=b"hi", deadline_seconds=5)
                 sys.stdout.write(str(result.outcome.status))
 
         trio.run(main, sys.argv[1])

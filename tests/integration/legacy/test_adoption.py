@@ -458,7 +458,10 @@ async def test_tables_of_week_2_are_adopted_where_week_1_was_never_loaded(reacto
     assert await empty_database.fetch("SELECT webhook_id FROM pggit.webhook_health_metrics") == [(1,)]
 
 
-async def test_a_role_that_is_no_superuser_adopts_what_it_owns(empty_database, load):
+@pytest.mark.parametrize("options", [{"role": "legacy_owner"}, {}], ids=["by itself", "by a superuser"])
+async def test_tables_of_a_role_that_is_no_superuser_are_adopted(
+    empty_database, load, options: dict[str, str]
+):
     await load(*WEEK2)
     await empty_database.execute(
         "DO $$ BEGIN CREATE ROLE legacy_owner; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
@@ -475,6 +478,11 @@ async def test_a_role_that_is_no_superuser_adopts_what_it_owns(empty_database, l
     for (statement,) in owned:
         await empty_database.execute(statement)
     before = await empty_database.fetch(queue_in("America/St_Johns"))
-    await migrate(await empty_database.connect(role="legacy_owner"))
+    await migrate(await empty_database.connect(**options))
 
     assert await empty_database.fetch(queue_in(None)) == before
+    assert await empty_database.fetch(
+        "SELECT DISTINCT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = ANY (ARRAY["
+        "'pggit.alert_delivery_queue', 'pggit.webhook_audit_log', 'pggit.webhook_audit_log_audit_id_seq']::regclass[])",
+        (),
+    ) == [("legacy_owner",)]

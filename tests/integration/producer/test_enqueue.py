@@ -119,6 +119,19 @@ def test_a_time_without_a_zone_is_refused(connection, name) -> None:
         enqueue(connection, 7, 1, **{name: datetime(2100, 1, 1)})  # noqa: DTZ001
 
 
+@pytest.mark.parametrize(
+    "traceparent",
+    ["01-" + "a" * 32 + "-" + "b" * 16 + "-01", "00-" + "0" * 32 + "-" + "b" * 16 + "-01", "", "x"],
+)
+def test_a_traceparent_that_would_not_be_sent_is_refused_before_the_transaction(
+    connection, traceparent
+) -> None:
+    with pytest.raises(ValueError, match="traceparent"):
+        enqueue(connection, 7, 1, traceparent=traceparent)
+
+    assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
 def test_a_known_idempotency_key_gives_the_same_id_and_queues_nothing(connection, queue) -> None:
     first, second = (enqueue(connection, 7, n, idempotency_key="k") for n in (1, 2))
     other = enqueue(connection, 8, 3, idempotency_key="k")

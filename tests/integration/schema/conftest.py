@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -101,7 +102,13 @@ class Hand:
         self.settling = settling
         self._tokens = count(1)
 
-    async def claim(self, budgets: Mapping[int, int], *, lease_seconds: float = 30.0) -> claims.Claim:
+    async def claim(
+        self,
+        budgets: Mapping[int, int],
+        *,
+        lease_seconds: float = 30.0,
+        places: Mapping[int, str] = MappingProxyType({}),
+    ) -> claims.Claim:
         """Claim as "a worker", under a token of its own each time."""
         return await claims.claim(
             self.claiming,
@@ -111,6 +118,7 @@ class Hand:
             lease_seconds=lease_seconds,
             silence_seconds=10.0,
             instance="a worker",
+            places={WebhookId(webhook_id): place for webhook_id, place in places.items()},
         )
 
     async def settle(
@@ -158,7 +166,7 @@ def emptied(module_database: ReactorDatabase) -> Iterator[ReactorDatabase]:
         connection.execute(
             "TRUNCATE pggit.alert_delivery_queue, pggit.alert_delivery_log, pggit.webhook_health_metrics,"
             " pggit.webhook_audit_log, pggit.webhook, pggit.webhook_secret, pggit.webhook_limit, pggit.key_check,"
-            " pggit.reactor_worker RESTART IDENTITY"
+            " pggit.reactor_worker, pggit.audit_segment, pggit.audit_gap RESTART IDENTITY"
         )
     database = ReactorDatabase(module_database.name, module_database.dsn)
     yield database

@@ -172,6 +172,21 @@ BAD = {
         INVALID_VALUE,
         "p_traceparent is not a W3C traceparent such as 00-",
     ),
+    "traceparent of another version": (
+        {"p_traceparent": "01-" + "a" * 32 + "-" + "b" * 16 + "-01"},
+        INVALID_VALUE,
+        "p_traceparent is not a W3C traceparent such as 00-<32 hex>-<16 hex>-01: version 00, lower case",
+    ),
+    "traceparent without a trace": (
+        {"p_traceparent": "00-" + "0" * 32 + "-" + "b" * 16 + "-01"},
+        INVALID_VALUE,
+        "p_traceparent is not",
+    ),
+    "traceparent without a parent": (
+        {"p_traceparent": "00-" + "a" * 32 + "-" + "0" * 16 + "-01"},
+        INVALID_VALUE,
+        "p_traceparent is not",
+    ),
     "traceparent of two lines": (
         {"p_traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01\n"},
         INVALID_VALUE,

@@ -12,7 +12,18 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pggit_reactor.core.model import FailedReason, State
 from pggit_reactor.core.outcomes import Decision
 from pggit_reactor.core.secret import Secret
-from pggit_reactor.db import claims, deliveries, diagnosis, gate, keys, registry, webhooks, workers
+from pggit_reactor.db import (
+    claims,
+    deliveries,
+    diagnosis,
+    gate,
+    keys,
+    registry,
+    resealing,
+    secrets,
+    webhooks,
+    workers,
+)
 from pggit_reactor.db.connect import TrioConnection, open_connection
 from pggit_reactor.db.lane import HOT_OPTIONS, SIDE_OPTIONS
 from pggit_reactor.db.migrate import check, require_current
@@ -230,3 +241,24 @@ async def test_a_user_who_is_only_a_worker_delivers_what_a_user_who_is_only_a_pr
             await rig.until("SELECT bool_and(delivery_status = 'delivered') FROM pggit.alert_delivery_queue")
 
     assert len(receiver.requests) == 50
+
+
+async def test_an_operator_rotates_keys_and_secrets_and_a_worker_does_its_part(
+    reactor_database, operator, worker
+):
+    await keys.ensure_keys(operator, KEYRING, by="a test", must_register=True)
+    webhook_id = await registry.add(operator, Sealer(KEYRING), URL, secret=Secret(SIGNING_SECRET), by=BY)
+    await secrets.rotate_secret(operator, Sealer(KEYRING), webhook_id, grace_seconds=0.001, by=BY)
+    with trio.fail_after(20):
+        while not await secrets.retire_expired(worker, by="w"):  # noqa: ASYNC110  # its millisecond passes by itself
+            await trio.sleep(0.01)
+    assert (await secrets.read_old_secrets(worker, reminder_seconds=1e9)).count == 0
+    both = Keyring.parse(Secret(f"next:base64:{base64.b64encode(bytes(32)).decode()}\n{MASTER_KEY}"))
+    await keys.ensure_keys(operator, both, by="a test", must_register=True)
+    guard = await reactor_database.connect(role="pggit_operator")
+    async with resealing.exclusive_rotation(guard):
+        await resealing.check_workers(guard, "next")
+        done = await resealing.Resealing(connection=operator, guard=guard, sealer=Sealer(both), by=BY).run()
+
+    assert (done.done, done.left) == (3, 0)  # URL, headers, secret
+    assert await resealing.retire_keys(operator, active_id="next", by=BY) == (KEYRING.active_id,)

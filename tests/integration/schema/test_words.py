@@ -7,7 +7,14 @@ from itertools import product
 
 import pytest
 
-from pggit_reactor.core.model import FailedReason, SignatureScope, State, WebhookState
+from pggit_reactor.core.model import (
+    FailedReason,
+    Ordering,
+    SignatureAlgorithm,
+    SignatureScope,
+    State,
+    WebhookState,
+)
 from pggit_reactor.core.states import TRANSITIONS, Event, advance
 from pggit_reactor.testing.database import ReactorDatabase
 
@@ -16,6 +23,8 @@ CHECKED_WORDS = {
     ("alert_delivery_queue", "failed_reason_check"): set(FailedReason),
     ("webhook", "webhook_state_check"): set(WebhookState),
     ("webhook", "webhook_signature_scope_check"): set(SignatureScope),
+    ("webhook_secret", "webhook_secret_algorithm_check"): set(SignatureAlgorithm),
+    ("webhook", "webhook_ordering_check"): set(Ordering),
     # What has no enumeration in the core: the words of LEGACY 2.2, 2.3 and 2.5, and our own.
     ("alert_delivery_log", "event_type_check"): {
         "queued",
@@ -26,7 +35,6 @@ CHECKED_WORDS = {
         "escalated",
     },
     ("webhook_health_metrics", "health_status_check"): {"healthy", "degraded", "unavailable", "unknown"},
-    ("webhook", "webhook_ordering_check"): {"none", "webhook", "key"},
     ("reactor_worker", "reactor_worker_state_check"): {"running", "draining", "stopped"},
 }
 LEGACY_OPERATIONS = {

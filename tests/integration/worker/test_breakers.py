@@ -1,5 +1,5 @@
-"""Circuit breakers and Retry-After, from the receiver's answers to what it is sent. Waits are cut short by moving the times
-that the database keeps, as if they had passed."""
+"""Circuit breakers and Retry-After, from the receiver's answers to what it is sent. Waits are cut short by moving the
+times that the database keeps, as if they had passed."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from pggit_reactor.core.model import Answer, AttemptFailure, FailedReason, Failu
 from pggit_reactor.core.outcomes import CRASHES_MAX, Verdict, classify, decide
 from pggit_reactor.core.retry_after import RETRY_AFTER_SECONDS_MAX, parse_retry_after
 from pggit_reactor.core.states import Event, advance
+from pggit_reactor.core.status_policy import NO_POLICY, StatusPolicy
 from pggit_reactor.testing import strategies as our
 
 NOW = 1_800_000_000.0
@@ -31,6 +32,7 @@ class Row:
     draw: float = 0.0
     now: float = NOW
     attempt_count: int = 0
+    policy: StatusPolicy = NO_POLICY
 
     def decide(self, outcome):
         return decide(outcome, **attrs.asdict(self, recurse=False))
@@ -47,6 +49,7 @@ rows = st.builds(
     backoff=our.backoffs(),
     draw=our.draws(),
     attempt_count=st.integers(0, 10**6),
+    policy=our.status_policies(),
 )
 
 
@@ -159,7 +162,8 @@ def test_every_retry_waits_at_least_half_the_base(outcome, row):
 def test_a_transient_failure_is_retried_exactly_while_the_budget_lasts(row, status):
     attempts_allowed = row.max_attempts if row.max_attempts is not None else row.max_retries + 1
 
-    decision = attrs.evolve(row, age_seconds=0.0, give_up_after_seconds=1e9).decide(Answer(status=status))
+    patient = attrs.evolve(row, age_seconds=0.0, give_up_after_seconds=1e9, policy=NO_POLICY)
+    decision = patient.decide(Answer(status=status))
 
     if row.retry_count + 1 < attempts_allowed:
         assert decision.state is State.RETRYING
@@ -197,7 +201,7 @@ def test_the_third_crash_kills_whatever_the_retries_left(row):
 
 @given(row=rows, asked=st.integers(0, 10**6), status=st.sampled_from([429, 503]))
 def test_retry_after_is_obeyed_holds_the_webhook_and_uses_up_no_retry(row, asked, status):
-    patient = attrs.evolve(row, age_seconds=0.0, give_up_after_seconds=1e9)
+    patient = attrs.evolve(row, age_seconds=0.0, give_up_after_seconds=1e9, policy=NO_POLICY)
 
     decision = patient.decide(Answer(status=status, retry_after=str(asked)))
 

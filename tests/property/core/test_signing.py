@@ -16,6 +16,7 @@ from pggit_reactor.core.signing import (
     sign,
     verify,
 )
+from pggit_reactor.core.signing_keys import new_private_key, public_key_of
 from pggit_reactor.errors import VerificationError
 from pggit_reactor.testing import strategies as our
 
@@ -183,3 +184,28 @@ def test_body_only_changes_one_header_and_the_standard_family_still_verifies(mes
 )
 def test_whatever_a_stranger_sends_is_a_verification_error(body, headers, now):
     refuse(body, headers, "a secret of more than 24 octets", now=now)
+
+
+seeds = st.binary(min_size=32, max_size=32)
+
+
+@given(body=our.bodies(), id_=our.message_ids(), timestamp=our.timestamps(), seed=seeds, other=seeds)
+def test_an_ed25519_key_verifies_with_its_public_key_and_no_other(body, id_, timestamp, seed, other):
+    assume(seed != other)
+    key, stranger = new_private_key(seed), new_private_key(other)
+    headers = sign(body, id=id_, timestamp=timestamp, secrets=[key])
+
+    verify(body, headers, [public_key_of(stranger), public_key_of(key)], now=timestamp)
+    refuse(body, headers, public_key_of(stranger), now=timestamp)
+    refuse(body + b"!", headers, public_key_of(key), now=timestamp)
+
+
+@given(message=messages, seed=seeds, data=st.data())
+def test_secrets_of_both_kinds_sign_side_by_side_in_their_order(message, seed, data):
+    secrets = data.draw(st.permutations([*message.secrets, new_private_key(seed)]))
+    headers = sign(message.body, id=message.id, timestamp=message.timestamp, secrets=secrets)
+
+    schemes = [one.partition(",")[0] for one in headers[STANDARD_SIGNATURE].split(" ")]
+    assert schemes == ["v1a" if secret.startswith("whsk_") else "v1" for secret in secrets]
+    for secret in secrets:
+        verify(message.body, headers, public_key_of(secret) or secret, now=message.timestamp)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pggit_reactor.core.egress import EgressRules, UnsafeEntry
+from pggit_reactor.core.egress import EgressEntry, EgressRules
 from pggit_reactor.core.host_names import parse_host
 from pggit_reactor.core.special_networks import SPECIAL_IPV4, embedded_ipv4, special_kind
 from pggit_reactor.core.url_policy import judge_addresses, parse_target
@@ -204,25 +204,26 @@ def test_a_literal_is_connected_to_and_nothing_else(literal, other):
 @given(rules=our.egress_rules(), addresses=st.lists(any_address, min_size=1, max_size=3), data=st.data())
 def test_the_rules_decide_as_their_sentences_say(rules, addresses, data):
     """deny wins; what is free passes; else the port, the name, global unicast and allow all have to be right."""
-    ports = sorted(rules.ports | {443} | {entry.port for entry in rules.unsafe_allow if entry.port})
+    entries = (*rules.allow, *rules.deny, *rules.unsafe_allow)
+    ports = sorted(rules.ports | {443} | {entry.port for entry in entries if entry.port})
     host = data.draw(st.sampled_from(["receiver.example.com", "localhost", "receiver"]))
     target = attrs.evolve(NAMED, host=host, port=data.draw(st.sampled_from(ports)))
 
     def denied(address):
-        inner = [address, *embedded_ipv4(address)]
-        return any(one in network for one in inner for network in rules.deny)
+        return any(listed(one, rules.deny) for one in [address, *embedded_ipv4(address)])
+
+    def listed(address, entries):
+        return any(address in entry.network and entry.port in {None, target.port} for entry in entries)
 
     def free(address):
-        return any(
-            address in entry.network and entry.port in {None, target.port} for entry in rules.unsafe_allow
-        )
+        return listed(address, rules.unsafe_allow)
 
     def plain(address):
         return (
             target.port in rules.ports
             and "." in host
             and special_kind(address) is None
-            and (not rules.allow or any(address in network for network in rules.allow))
+            and (not rules.allow or listed(address, rules.allow))
         )
 
     expected = all(not denied(address) and (free(address) or plain(address)) for address in addresses)
@@ -237,7 +238,7 @@ def test_the_rules_decide_as_their_sentences_say(rules, addresses, data):
 
 @given(address=any_address, port=st.integers(1, 65_535))
 def test_a_free_address_passes_at_its_port_and_not_at_another(address, port):
-    entry = UnsafeEntry(network=ip_network(address), port=port)
+    entry = EgressEntry(network=ip_network(address), port=port)
     rules = EgressRules(unsafe_allow=(entry,))
     authority = str(address) if address.version == 4 else f"[{address}]"
 

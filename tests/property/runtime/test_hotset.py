@@ -7,7 +7,8 @@ import math
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pggit_reactor.runtime.hotset import HotSet
+from pggit_reactor.core.model import WebhookId
+from pggit_reactor.runtime.hotset import HotSet, Want
 
 IDS = st.integers(min_value=1, max_value=6)
 
@@ -19,10 +20,18 @@ class HotSetMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.model_hot: set[int] = set()
         self.model_due: dict[int, set[float]] = {}
+        self.laps: dict[int, str] = {}
+        self.news_in_lap: set[int] = set()
 
     @rule(ids=st.lists(IDS, max_size=4))
     def mark(self, ids: list[int]) -> None:
         self.hot.mark(ids)
+        self.model_hot.update(ids)
+        self.news_in_lap.update(set(ids) & set(self.laps))
+
+    @rule(ids=st.lists(IDS, max_size=4))
+    def put_back(self, ids: list[int]) -> None:
+        self.hot.put_back(ids)
         self.model_hot.update(ids)
 
     @rule(webhook_id=IDS, seconds=st.floats(min_value=0, max_value=50))
@@ -37,6 +46,7 @@ class HotSetMachine(RuleBasedStateMachine):
         for webhook_id, times in self.model_due.items():
             if any(at <= self.now for at in times):
                 self.model_hot.add(webhook_id)
+                self.news_in_lap.update({webhook_id} & set(self.laps))
                 # Promoting leads to a claim, which tells the next due time anew: later ones need not be remembered.
                 times.clear()
 
@@ -46,13 +56,44 @@ class HotSetMachine(RuleBasedStateMachine):
         suspended=st.frozensets(IDS, max_size=2),
     )
     def take(self, slots: int, busy: dict[int, int], suspended: frozenset[int]) -> None:
-        budgets = self.hot.take(slots=slots, in_flight=busy, concurrency=lambda _: 4, suspended=suspended)
+        def want(webhook_id: WebhookId) -> Want | None:
+            room = 4 - busy.get(webhook_id, 0)
+            if room <= 0 or webhook_id in suspended:
+                return None
+            return 1 + webhook_id % 3, busy.get(webhook_id, 0), room
+
+        budgets = self.hot.take(want, slots=slots, free=slots)
 
         assert set(budgets) <= self.model_hot - suspended
         assert all(budget <= 4 - busy.get(webhook_id, 0) for webhook_id, budget in budgets.items())
         able = {webhook_id for webhook_id in self.model_hot - suspended if busy.get(webhook_id, 0) < 4}
-        assert len(budgets) == min(len(able), slots)
+        rooms = sum(4 - busy.get(webhook_id, 0) for webhook_id in able)
+        assert sum(budgets.values()) == min(rooms, slots)
         self.model_hot -= set(budgets)
+
+    @rule(webhook_id=IDS, place=st.sampled_from(["k1", "k2", "n3"]), more=st.booleans())
+    def a_claim_ends_at_a_place(self, webhook_id: int, place: str, more: bool) -> None:
+        if webhook_id in self.model_hot:
+            self.news_in_lap.add(webhook_id)  # It came while the claim was under way.
+        self.laps[webhook_id] = place
+        if more:
+            self.hot.go_on(webhook_id, place)
+            self.model_hot.add(webhook_id)
+        else:
+            self.hot.keep_place(webhook_id, place)
+
+    @rule(webhook_id=IDS)
+    def a_lap_ends(self, webhook_id: int) -> None:
+        """News of a key that the lap may have passed makes another lap."""
+        self.hot.end_lap(webhook_id)
+        if webhook_id in self.news_in_lap:
+            self.model_hot.add(webhook_id)
+        self.laps.pop(webhook_id, None)
+        self.news_in_lap.discard(webhook_id)
+
+    @invariant()
+    def places_are_those_of_laps_that_have_not_ended(self) -> None:
+        assert self.hot.places(range(10)) == self.laps
 
     @invariant()
     def what_is_hot_is_what_was_marked_and_not_taken(self) -> None:

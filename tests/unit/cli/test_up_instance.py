@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import attrs
 import psycopg.conninfo
 import pytest
 
-from pggit_reactor.cli.up_instance import FILE_NAME, UpInstance, find_up, forget_up
+from pggit_reactor.cli.up_instance import FILE_NAME, UpInstance, find_up, forget_up, passed_on
 from pggit_reactor.errors import ConfigurationError, NotFoundError
 
 
@@ -24,6 +25,7 @@ def instance(tmp_path) -> UpInstance:
         passfile=tmp_path / "a folder & more?" / "pgpass",
         master_key_file=tmp_path / "master.key",
         bin_dir=Path("/opt/postgres/bin"),
+        environ={"PGGIT_REACTOR_EGRESS_UNSAFE_ALLOW": "127.0.0.1:8443"},
     )
 
 
@@ -31,6 +33,30 @@ def test_what_was_written_is_found(tmp_path, instance):
     instance.write(tmp_path)
 
     assert find_up(tmp_path) == instance
+
+
+def test_one_that_an_older_version_wrote_is_found(tmp_path, instance):
+    instance.write(tmp_path)
+    fields = json.loads((tmp_path / FILE_NAME).read_text())
+    del fields["environ"]
+    (tmp_path / FILE_NAME).write_text(json.dumps(fields))
+
+    assert find_up(tmp_path) == attrs.evolve(instance, environ={})
+
+
+def test_only_where_requests_may_go_and_whom_to_trust_is_passed_on(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    environ = {
+        "PGGIT_REACTOR_MASTER_KEY": "s3cret",
+        "PGGIT_REACTOR_EGRESS_PORTS": "443,8443",
+        "PGGIT_REACTOR_EGRESS_ALLOW": "",
+        "SSL_CERT_FILE": "ca.pem",
+    }
+
+    assert passed_on(environ) == {
+        "PGGIT_REACTOR_EGRESS_PORTS": "443,8443",
+        "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
+    }
 
 
 def test_the_dsn_names_the_password_file_whatever_its_path(instance):

@@ -23,7 +23,14 @@ from pggit_reactor.errors import BadHeadersError, ConfigurationError
         ("rate=0", "rate_per_s", 0.0),
         ("rate=2.5", "rate_per_s", 2.5),
         ("signature_scope=body-only", "signature_scope", "body-only"),
+        ("ordering=key", "ordering", "key"),
         ("max_attempts=", "max_attempts", None),
+        ("weight=100", "weight", 100),
+        (
+            "status_policy=5xx:permanent,404:transient",
+            "status_policy",
+            {"404": "transient", "5xx": "permanent"},
+        ),
     ],
 )
 def test_a_word_becomes_the_value_of_its_field(word, field, value) -> None:
@@ -36,7 +43,8 @@ def test_a_word_becomes_the_value_of_its_field(word, field, value) -> None:
         "attempt_timeout=99ms", "attempt_timeout=20.1", "attempt_timeout=-1", "attempt_timeout=1e1",
         "attempt_timeout=nan", "give_up_after=0", "give_up_after=366d", "give_up_after=1w", "concurrency=257",
         "concurrency=1.0", "concurrency=+1", "max_attempts=0", "max_attempts=1001", "max_body_bytes=16777217",
-        "rate=-1", "rate=inf", "rate=1e3", "burst=0", "signature_scope=none",
+        "rate=-1", "rate=inf", "rate=1e3", "burst=0", "signature_scope=none", "weight=0", "weight=101",
+        "ordering=strict",
     ],
 )  # fmt: skip
 def test_a_value_beyond_its_bounds_names_key_and_bounds(word) -> None:
@@ -46,6 +54,22 @@ def test_a_value_beyond_its_bounds_names_key_and_bounds(word) -> None:
 
     assert str(refused.value).startswith(name)
     assert KEYS[name].takes in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("404", '"404" is not STATUS:MEANING'),
+        ("404:later", 'calls "404" "later"; right are permanent and transient'),
+        ("200:permanent", 'no name "200"; right are 300 to 599, 3xx, 4xx, 5xx'),
+        ("404:transient,404:permanent", 'names "404" twice'),
+    ],
+)
+def test_a_wrong_status_policy_is_refused_with_what_would_be_right(words, complaint) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        parse_change([f"status_policy={words}"])
+
+    assert complaint in str(refused.value)
 
 
 def test_every_key_is_a_field_of_the_policy_and_in_the_help() -> None:

@@ -71,6 +71,8 @@ def test_an_env_file_of_the_original_is_accepted_and_every_variable_honoured_or_
         "HTTP_TIMEOUT",
         "LOG_LEVEL",
         "METRICS_PORT",
+        "RATE_LIMIT_RPS",
+        "AUDIT_LOG_RETENTION_DAYS",
     }
     assert told == {name for name in ORIGINAL_ENV if not name.startswith("DD_")} - honoured | {"DD_*"}
 

@@ -242,6 +242,8 @@ def test_a_database_password_in_such_a_file_is_told(toml):
     [
         ("[worker]\nattempts_max = true", "True is not a whole number; right is 1 to 65536"),
         ('[worker]\nattempts_max = "256"', "'256' is not a whole number"),
+        ('[delivery]\nhealth_prediction = "true"', "'true' is neither true nor false"),
+        ("[delivery]\nhealth_prediction = 1", "1 is neither true nor false"),
         ("[worker]\nattempts_max = 256.0", "256.0 is not a whole number"),
         ("[worker]\npoll_seconds = false", "False is not a plain number; right is 0.1 to 3600 s"),
         ('[worker]\npoll_seconds = "5"', "'5' is not a plain number"),
@@ -406,6 +408,7 @@ def test_the_variables_of_the_original_worker_are_honoured():
         HTTP_TIMEOUT="3.0",
         LOG_LEVEL="Warning",
         METRICS_PORT="8001",
+        RATE_LIMIT_RPS="10",
     ).settings
 
     assert settings.worker.worker_id == "worker-1"
@@ -413,6 +416,7 @@ def test_the_variables_of_the_original_worker_are_honoured():
     assert settings.delivery.timeout_seconds == 3
     assert settings.log.level is LogLevel.WARNING
     assert settings.metrics.port == 8001
+    assert settings.delivery.rate_per_s == 10
 
 
 def test_our_own_name_wins_over_a_legacy_one_and_only_a_difference_is_told(toml):
@@ -478,3 +482,13 @@ def test_no_secret_shows_in_what_was_loaded():
     )
 
     assert SECRET_TEXT not in repr(loaded)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("On", True), ("1", True), ("false", False), (" OFF ", False), ("0", False)],
+)
+def test_a_switch_may_be_written_in_words_of_a_variable(text, value):
+    loaded = load_settings(environ={"PGGIT_REACTOR_DELIVERY_HEALTH_PREDICTION": text})
+
+    assert loaded.settings.delivery.health_prediction is value

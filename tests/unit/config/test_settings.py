@@ -17,7 +17,7 @@ from pggit_reactor.config.settings import (
     Settings,
     WorkerSettings,
 )
-from pggit_reactor.core.egress import EgressRules
+from pggit_reactor.core.egress import EgressRules, TlsVersion
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.errors import ConfigurationError
 
@@ -36,7 +36,8 @@ def test_the_defaults_are_those_of_the_contract():
     delivery = settings.delivery
     assert (delivery.timeout_seconds, delivery.backoff_base_seconds) == (5, 5)
     assert (delivery.unknown_webhook_hold_seconds, delivery.max_body_bytes) == (86_400, 1_048_576)
-    assert attrs.astuple(settings.egress) == ("443", "", "", "")
+    assert attrs.astuple(settings.egress) == ("443", "", "", "", TlsVersion.TLS_1_2, None)
+    assert attrs.astuple(settings.retention) == (365, 0, 0)
     assert attrs.astuple(settings.metrics) == ("127.0.0.1", 8000)
     assert attrs.astuple(settings.api) == ("127.0.0.1", 8080, None)
     assert attrs.astuple(settings.log) == (LogLevel.INFO, LogFormat.AUTO)
@@ -184,15 +185,19 @@ def test_secrets_do_not_show():
 
 CONTRACT_NAMES = """
     DATABASE_URL DATABASE_LISTEN_URL MASTER_KEY WORKER_LEASE_SECONDS WORKER_POLL_SECONDS WORKER_DRAIN_SECONDS
-    DELIVERY_TIMEOUT_SECONDS DELIVERY_BACKOFF_BASE_SECONDS DELIVERY_UNKNOWN_WEBHOOK_HOLD_SECONDS
+    DELIVERY_TIMEOUT_SECONDS DELIVERY_RATE_PER_S DELIVERY_BACKOFF_BASE_SECONDS DELIVERY_UNKNOWN_WEBHOOK_HOLD_SECONDS
     EGRESS_UNSAFE_ALLOW METRICS_HOST METRICS_PORT API_HOST API_PORT API_TOKEN_KEY POSTGRES_BIN WORKER_ID
     LOG_LEVEL LOG_FORMAT EGRESS_PORTS EGRESS_ALLOW EGRESS_DENY WORKER_ATTEMPTS_MAX WORKER_BODY_BYTES_MAX
-    DELIVERY_MAX_BODY_BYTES WORKER_PROCESSES DELIVERY_FLEET_RATE_PER_S DELIVERY_FLEET_BURST
+    DELIVERY_MAX_BODY_BYTES WORKER_PROCESSES WORKER_WEBHOOK_SHARE EGRESS_TLS_MIN_VERSION
+    EGRESS_PROXY_URL
+    MASTER_KEY_COMMAND SECRETS_GRACE_SECONDS SECRETS_REMINDER_SECONDS
+    RETENTION_AUDIT_DAYS RETENTION_DELIVERED_DAYS RETENTION_FAILED_DAYS
+    DELIVERY_HEALTH_PREDICTION DELIVERY_FLEET_RATE_PER_S DELIVERY_FLEET_BURST
 """
 
 
 def test_every_setting_of_the_contract_has_its_variable():
-    """DESIGN 8's table, name by name, the count of workers, and the limit of the whole fleet."""
+    """DESIGN 8's table, name by name, and what came later."""
 
     assert sorted(d.variable for d in describe_settings()) == sorted(
         f"PGGIT_REACTOR_{name}" for name in CONTRACT_NAMES.split()
@@ -201,6 +206,7 @@ def test_every_setting_of_the_contract_has_its_variable():
         "PGGIT_REACTOR_DATABASE_URL_FILE",
         "PGGIT_REACTOR_DATABASE_LISTEN_URL_FILE",
         "PGGIT_REACTOR_MASTER_KEY_FILE",
+        "PGGIT_REACTOR_EGRESS_PROXY_URL_FILE",
         "PGGIT_REACTOR_API_TOKEN_KEY_FILE",
     ]
 

@@ -6,8 +6,9 @@ import pytest
 
 from pggit_reactor.core.egress import (
     ENTRIES_MAX,
+    EgressEntry,
     EgressRules,
-    parse_networks,
+    parse_entries,
     parse_ports,
     parse_unsafe_allow,
 )
@@ -43,20 +44,48 @@ def test_what_is_no_port_is_refused(text):
     ],
 )
 def test_networks_are_a_list(text, networks):
-    assert parse_networks(text, setting="egress.deny") == tuple(map(ip_network, networks))
+    expected = [EgressEntry(network=ip_network(network), port=None) for network in networks]
+
+    assert list(parse_entries(text, setting="egress.deny")) == expected
+
+
+def test_networks_may_be_meant_at_one_port():
+    entries = parse_entries("10.0.0.0/8:8443,[2a00::/16]:443,[2a00::1]:*,2a00::2", setting="egress.allow")
+
+    assert [str(entry) for entry in entries] == [
+        "10.0.0.0/8:8443",
+        "[2a00::/16]:443",
+        "[2a00::1/128]:*",
+        "[2a00::2/128]:*",
+    ]
 
 
 @pytest.mark.parametrize(
-    "text", ["example.com", "10.0.0.0/33", "10.0.0", "10.0.0.1/8", "fd00::1/8", "0x7f.1", "1", "*"]
+    "text",
+    [
+        "example.com",
+        "example.com:443",
+        "10.0.0.0/8:0",
+        "10.0.0.0/8:",
+        "[2a00::1]",
+        "10.0.0.1:https",
+        "10.0.0.0/33",
+        "10.0.0",
+        "10.0.0.1/8",
+        "fd00::1/8",
+        "0x7f.1",
+        "1",
+        "*",
+    ],
 )
 def test_what_is_no_network_is_refused_with_the_name_of_its_setting(text):
     with pytest.raises(ConfigurationError, match=r"egress\.deny"):
-        parse_networks(text, setting="egress.deny")
+        parse_entries(text, setting="egress.deny")
 
 
 def test_bits_after_the_prefix_are_asked_about():
     with pytest.raises(ConfigurationError, match=r"want 10\.0\.0\.0/8 or 10\.1\.2\.3"):
-        parse_networks("10.1.2.3/8", setting="egress.allow")
+        parse_entries("10.1.2.3/8", setting="egress.allow")
 
 
 @pytest.mark.parametrize(
@@ -102,4 +131,4 @@ def test_what_is_no_unsafe_entry_is_refused(text):
 
 def test_a_list_without_end_is_refused():
     with pytest.raises(ConfigurationError, match="at most"):
-        parse_networks("10.0.0.1," * (ENTRIES_MAX + 1), setting="egress.deny")
+        parse_entries("10.0.0.1," * (ENTRIES_MAX + 1), setting="egress.deny")

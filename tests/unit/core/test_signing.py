@@ -3,14 +3,17 @@
 import base64
 import hashlib
 import json
+import subprocess
 import time
 from datetime import UTC, datetime
 
 import pytest
 import standardwebhooks
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from pggit_reactor.core.model import SignatureScope
+from pggit_reactor.core.model import SignatureAlgorithm, SignatureScope
 from pggit_reactor.core.signing import SIGNATURE_CHARS_MAX, new_secret, secret_key, sign, verify
+from pggit_reactor.core.signing_keys import algorithm_of, new_private_key, public_key_of
 from pggit_reactor.errors import ConfigurationError, VerificationError
 
 # The example of the Standard Webhooks specification, whose answer other implementations test with too.
@@ -256,3 +259,112 @@ def test_a_clock_that_is_no_number_verifies_nothing():
 
     with pytest.raises(VerificationError):
         verify(b"{}", headers, PLAIN_SECRET, now=float("nan"))
+
+
+# ---- Ed25519 ----------------------------------------------------------------------------------------------
+
+# RFC 8032, 7.1, the first test: seed and public key.
+SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
+PRIVATE_KEY = "whsk_" + base64.b64encode(SEED + PUBLIC).decode()
+PUBLIC_KEY = "whpk_" + base64.b64encode(PUBLIC).decode()
+
+
+def test_a_private_key_has_the_public_key_of_rfc_8032():
+    assert new_private_key(SEED) == PRIVATE_KEY
+    assert public_key_of(PRIVATE_KEY) == PUBLIC_KEY
+    assert public_key_of(PRIVATE_KEY.removesuffix("=")) == PUBLIC_KEY
+    assert public_key_of("whsk_" + base64.b64encode(SEED).decode()) == PUBLIC_KEY
+    assert public_key_of(PLAIN_SECRET) is None
+    assert algorithm_of(PRIVATE_KEY) is SignatureAlgorithm.ED25519
+    assert algorithm_of(OTHER_SECRET) is SignatureAlgorithm.HMAC_SHA256
+
+
+def test_an_ed25519_key_alone_signs_in_the_standard_family_only():
+    headers = sign(SPEC_BODY, id=SPEC_ID, timestamp=SPEC_TIMESTAMP, secrets=[PRIVATE_KEY])
+
+    assert sorted(headers) == ["webhook-id", "webhook-signature", "webhook-timestamp"]
+    scheme, _, text = headers["webhook-signature"].partition(",")
+    signed = f"{SPEC_ID}.{SPEC_TIMESTAMP}.".encode() + SPEC_BODY
+    Ed25519PublicKey.from_public_bytes(PUBLIC).verify(base64.b64decode(text, validate=True), signed)
+    assert scheme == "v1a"
+    verify(SPEC_BODY, headers, PUBLIC_KEY, now=SPEC_TIMESTAMP)
+
+
+def test_openssl_says_that_our_ed25519_signature_is_right(tmp_path):
+    headers = sign(SPEC_BODY, id=SPEC_ID, timestamp=SPEC_TIMESTAMP, secrets=[PRIVATE_KEY])
+    # RFC 8410: what stands before the 32 octets of an Ed25519 public key in DER.
+    (tmp_path / "key").write_bytes(bytes.fromhex("302a300506032b6570032100") + PUBLIC)
+    (tmp_path / "signature").write_bytes(base64.b64decode(headers["webhook-signature"].partition(",")[2]))
+    (tmp_path / "signed").write_bytes(f"{SPEC_ID}.{SPEC_TIMESTAMP}.".encode() + SPEC_BODY)
+    told = ["-pubin", "-keyform", "DER", "-inkey", "key", "-rawin", "-in", "signed", "-sigfile", "signature"]
+    done = subprocess.run(
+        ["openssl", "pkeyutl", "-verify", *told],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "Signature Verified Successfully" in done.stdout, done
+
+
+def test_during_a_change_of_kind_either_key_verifies():
+    headers = sign(SPEC_BODY, id=SPEC_ID, timestamp=SPEC_TIMESTAMP, secrets=[PRIVATE_KEY, SPEC_SECRET])
+
+    assert [one[:3] for one in headers["webhook-signature"].split(" ")] == ["v1a", "v1,"]
+    assert headers["X-pgGit-Signature"].count("sha256=") == 1
+    for secrets in (PUBLIC_KEY, SPEC_SECRET, [OTHER_SECRET, PUBLIC_KEY]):
+        verify(SPEC_BODY, headers, secrets, now=SPEC_TIMESTAMP)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda headers: headers | {"webhook-id": "other"},
+        lambda headers: headers | {"webhook-timestamp": str(SPEC_TIMESTAMP + 1)},
+        lambda headers: headers | {"webhook-signature": headers["webhook-signature"].replace("v1a,", "v1,")},
+        lambda headers: headers | {"webhook-signature": "v1a,"},
+        lambda headers: headers | {"webhook-signature": "v1a,!!!!"},
+        lambda headers: headers | {"webhook-signature": headers["webhook-signature"][:-8]},
+        lambda headers: headers | {"webhook-signature": "v1a,AAAA " * 8 + headers["webhook-signature"]},
+    ],
+    ids=["id", "time", "scheme", "empty", "no base64", "short", "hidden behind many"],
+)
+def test_an_altered_ed25519_request_is_refused(damage):
+    headers = sign(SPEC_BODY, id=SPEC_ID, timestamp=SPEC_TIMESTAMP, secrets=[PRIVATE_KEY])
+    with pytest.raises(VerificationError):
+        verify(SPEC_BODY, damage(headers), PUBLIC_KEY, now=SPEC_TIMESTAMP)
+
+
+def sign_with(secret: str) -> dict[str, str]:
+    return sign(SPEC_BODY, id=SPEC_ID, timestamp=SPEC_TIMESTAMP, secrets=[secret])
+
+
+def verify_with(secret: str) -> None:
+    verify(SPEC_BODY, sign_with(PLAIN_SECRET), secret, now=SPEC_TIMESTAMP)
+
+
+@pytest.mark.parametrize(
+    ("use", "key", "said"),
+    [
+        (sign_with, PUBLIC_KEY, "signs nothing"),
+        (sign_with, "whsk_AAAA", "seed"),
+        (sign_with, "whsk_!", "not base64"),
+        (sign_with, "whsk_" + base64.b64encode(SEED + SEED).decode(), "its public key"),
+        (verify_with, PRIVATE_KEY, "the sender's alone"),
+        (verify_with, "whpk_AAAA", "it has 3"),
+    ],
+)
+def test_a_key_for_the_wrong_side_or_of_another_form_is_refused(use, key, said):
+    with pytest.raises(ConfigurationError, match=said) as raised:
+        use(key)
+
+    assert key[5:] not in str(raised.value)
+
+
+def test_a_public_key_verifies_nothing_of_the_other_family():
+    headers = sign(SPEC_BODY, id=SPEC_ID, timestamp=SPEC_TIMESTAMP, secrets=[SPEC_SECRET])
+    pggit = {name: value for name, value in headers.items() if name.startswith("X-")}
+    with pytest.raises(VerificationError, match="no signature is right"):
+        verify(SPEC_BODY, pggit, PUBLIC_KEY, now=SPEC_TIMESTAMP)

@@ -7,9 +7,9 @@ import pytest
 from pggit_reactor.core.special_networks import SPECIAL_IPV4, SPECIAL_IPV6, special_kind
 from pggit_reactor.core.url_policy import (
     URL_CHARS_MAX,
+    EgressEntry,
     EgressRules,
     Target,
-    UnsafeEntry,
     judge_addresses,
     parse_target,
 )
@@ -37,6 +37,11 @@ LOOPBACK_FREE = EgressRules.parse(unsafe_allow="127.0.0.0/8:*,[::1]:*")
         ("https://[2606:4700:4700::1111]/x", "https://[2606:4700:4700::1111]", "/x"),
         ("https://[2606:4700:4700::ABCD]/x", "https://[2606:4700:4700::abcd]", "/x"),
         ("https://münchen.de/", "https://xn--mnchen-3ya.de", "/"),
+        ("https://MÜNCHEN.de/", "https://xn--mnchen-3ya.de", "/"),
+        ("https://mu\u0308nchen.de/", "https://xn--mnchen-3ya.de", "/"),
+        ("https://ΒΌΛΟΣ.com/", "https://xn--nxasmq6b.com", "/"),
+        ("https://bücher.example.com/", "https://xn--bcher-kva.example.com", "/"),
+        ("https://notmetadata.goog/", "https://notmetadata.goog", "/"),
         ("https://XN--mnchen-3ya.de/", "https://xn--mnchen-3ya.de", "/"),
         ("https://faß.de/", "https://xn--fa-hia.de", "/"),
         ("https://my--site.example.com/", "https://my--site.example.com", "/"),
@@ -112,7 +117,16 @@ def test_a_good_url_is_read_into_its_parts(url, origin, path_and_query):
         # Names.
         ("https://localhost/", "special name"),
         ("https://LOCALHOST/", "special name"),
-        ("https://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/", "special name"),
+        ("https://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/", "stand for others; write 'localhost'"),
+        ("https://ｅxample.com/", "stand for others; write 'example.com'"),
+        ("https://example。com/", "stand for others"),
+        ("https://example．com/", "stand for others"),
+        ("https://ﬁle.example.com/", "stand for others; write 'file.example.com'"),
+        ("https://①.example.com/", "stand for others"),
+        ("https://ℌooks.example.com/", "stand for others"),
+        ("https://metadata.goog/", "cloud platform's metadata"),
+        ("https://x.metadata.tencentyun.com/", "cloud platform's metadata"),
+        ("https://kubernetes.default.svc/", "special name"),
         ("https://foo.localhost/", "special name"),
         ("https://localhost.localdomain/", "special name"),
         ("https://printer.local/", "special name"),
@@ -383,4 +397,19 @@ def test_entries_say_what_they_free():
     entries = EgressRules.parse(unsafe_allow="127.0.0.0/8:*,[::1]:8443").unsafe_allow
 
     assert [str(entry) for entry in entries] == ["127.0.0.0/8:*", "[::1/128]:8443"]
-    assert all(isinstance(entry, UnsafeEntry) for entry in entries)
+    assert all(isinstance(entry, EgressEntry) for entry in entries)
+
+
+def test_deny_and_allow_may_name_one_port_alone():
+    rules = EgressRules.parse(ports="443,8443", allow="8.8.8.0/24:8443,[2a00::/16]:443", deny="8.8.8.8:8443")
+    at_443, at_8443 = (parse_target(f"https://example.com:{port}/", rules) for port in (443, 8443))
+
+    assert judge_addresses(at_8443, ["8.8.8.9"], rules)
+    assert judge_addresses(at_443, ["2a00::1"], rules)
+    for target, address, setting in [
+        (at_443, "8.8.8.9", "allow"),
+        (at_8443, "2a00::1", "allow"),
+        (at_8443, "8.8.8.8", "deny"),
+    ]:
+        with pytest.raises(UrlRefusedError, match=rf"egress\.{setting}"):
+            judge_addresses(target, [address], rules)

@@ -274,3 +274,32 @@ def test_the_excerpt_holds_nothing_that_rules_a_terminal():
     answer = read(OK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
     assert answer.excerpt() == "a\ufffd[2J\ufffdb\ufffd\ufffdc\ufffd\ufffdd\xff\ufffd"
+
+
+def test_an_answer_behind_the_answer_is_no_part_of_its_text():
+    """Found by fuzzing: a second answer in one read was added to what people see of the first."""
+    answer = AnswerReader(keep_octets_max=1024)
+    answer.feed(
+        b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nnoHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
+    )
+
+    assert (answer.status, answer.body(), answer.reusable) == (500, b"no", False)
+
+
+def test_an_interim_answer_with_a_transfer_coding_is_malformed():
+    """Found by fuzzing: h11 refuses it, and whoever reads a body into it sees other answers behind it."""
+    answer = AnswerReader(keep_octets_max=1024)
+
+    with pytest.raises(AttemptError, match="interim answer has a Transfer-Encoding"):
+        answer.feed(b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\n\r\nHTTP/1.1 200 OK\r\n\r\n")
+
+
+@pytest.mark.parametrize("field", [b"Transfer-Encoding: A: b", b"content-length: 7"])
+def test_a_trailer_that_speaks_of_framing_makes_the_connection_unfit(field):
+    """Found by fuzzing beside h11."""
+    answer = AnswerReader(keep_octets_max=1024)
+    answer.feed(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n" + field + b"\r\n\r\n"
+    )
+
+    assert (answer.status, answer.body(), answer.reusable) == (200, b"hello", False)

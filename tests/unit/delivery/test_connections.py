@@ -106,9 +106,34 @@ async def test_after_its_end_the_pool_keeps_nothing(pool):
     assert pool.idle_count == 0
 
 
+async def test_a_key_that_is_replaced_keeps_nothing_and_gets_nothing_back(pool):
+    idle, in_use, fresh = FakeWire(), FakeWire(), FakeWire()
+    pool.give("old", idle)
+
+    pool.replace("old", "new")
+    pool.give("old", in_use)
+    pool.give("new", fresh)
+
+    assert [idle.closed, in_use.closed, fresh.closed] == [True, True, False]
+    assert pool.take("new") is fresh
+
+
+async def test_a_key_that_comes_back_is_like_any_other(pool):
+    wire = FakeWire()
+    pool.replace("old", "new")
+    pool.replace("new", "old")
+    pool.give("old", wire)
+
+    assert pool.take("old") is wire
+
+
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["take", "give", "stale", "wait"]), st.integers(0, 2), st.integers(0, 9)),
+        st.tuples(
+            st.sampled_from(["take", "give", "stale", "wait", "replace"]),
+            st.integers(0, 2),
+            st.integers(0, 9),
+        ),
         max_size=60,
     )
 )
@@ -118,12 +143,21 @@ def test_whatever_happens_the_limits_hold_and_no_connection_is_given_twice(steps
     async def play() -> None:
         pool = ConnectionPool(PoolLimits(idle_per_key_max=2, idle_max=4, idle_seconds_max=10))
         waiting: list[tuple[int, FakeWire, float]] = []
+        retired: set[int] = set()
         for step, key, number in steps:
             now = trio.current_time()
             if step == "wait":
                 await trio.sleep(number)
             elif step == "stale" and waiting:
                 waiting[number % len(waiting)][1].is_stale = True
+            elif step == "replace" and key != number % 3:
+                pool.replace(key, number % 3)
+                waiting = [entry for entry in waiting if entry[0] != key]
+                retired = (retired | {key}) - {number % 3}
+            elif step == "give" and key in retired:
+                refused = FakeWire()
+                pool.give(key, refused)
+                assert refused.closed
             elif step == "give":
                 waiting.append((key, FakeWire(), now))
                 pool.give(key, waiting[-1][1])

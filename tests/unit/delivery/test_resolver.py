@@ -6,13 +6,14 @@ import socket
 import threading
 from collections import Counter
 
+import attrs
 import pytest
 import trio
 import trio.testing
 
 from pggit_reactor.core.model import FailureKind
 from pggit_reactor.delivery.failures import AttemptError
-from pggit_reactor.delivery.resolver import SystemResolver
+from pggit_reactor.delivery.resolver import ResolverLimits, SystemResolver
 
 
 class Names:
@@ -29,7 +30,7 @@ class Names:
     def hold(self, host: str) -> threading.Event:
         return self.gates.setdefault(host, threading.Event())
 
-    def look(self, host: str, port: int) -> list[str]:
+    def look(self, host: str) -> list[str]:
         with self._lock:
             self.asked[host] += 1
             self.running += 1
@@ -38,7 +39,7 @@ class Names:
         try:
             if gate := self.gates.get(host):
                 assert gate.wait(30), "a test forgot to let go"
-            return [f"192.0.2.{port % 250}"]
+            return ["192.0.2.1"]
         finally:
             with self._lock:
                 self.running -= 1
@@ -126,11 +127,25 @@ async def test_an_asker_that_is_cancelled_takes_nothing_from_the_others(names):
     assert names.asked["one.example"] == 1
 
 
+async def test_a_name_has_one_thread_whatever_the_ports(names):
+    names.hold("one.example")
+    resolver = SystemResolver(look=names.look)
+
+    async with trio.open_nursery() as nursery:
+        for port in range(1, 50):
+            nursery.start_soon(resolver.resolve, "one.example", port)
+        await trio.testing.wait_all_tasks_blocked()
+        assert names.running == 1
+        names.release()
+
+    assert names.asked["one.example"] == 1
+
+
 async def test_threads_are_bounded_and_the_rest_waits_its_turn(names):
     hosts = [f"{number}.example" for number in range(10)]
     for host in hosts:
         names.hold(host)
-    resolver = SystemResolver(limit=3, look=names.look)
+    resolver = SystemResolver(limits=ResolverLimits(new_threads=3), look=names.look)
 
     async with trio.open_nursery() as nursery:
         for host in hosts:
@@ -142,58 +157,178 @@ async def test_threads_are_bounded_and_the_rest_waits_its_turn(names):
     assert names.running_max <= 3
 
 
+async def failure(resolver: SystemResolver, host: str) -> str:
+    with pytest.raises(AttemptError) as caught:
+        await resolver.resolve(host, 1)
+    assert caught.value.failure.kind is FailureKind.DNS
+    return caught.value.failure.detail
+
+
 async def test_a_name_that_hangs_fails_at_the_resolver_s_own_deadline(names):
     names.hold("slow.example")
-    resolver = SystemResolver(look=names.look, look_up_seconds=0.05)
+    resolver = SystemResolver(limits=ResolverLimits(look_up_seconds=0.05), look=names.look)
 
-    with pytest.raises(AttemptError) as caught:
-        await resolver.resolve("slow.example", 1)
-
-    assert caught.value.failure.kind is FailureKind.DNS
-    assert "longer than 0.05 s" in caught.value.failure.detail
+    assert await failure(resolver, "slow.example") == "slow.example: the look-up took longer than 0.05 s"
 
 
-async def test_names_known_to_be_slow_do_not_take_the_threads_of_others(names):
-    slow = [f"slow-{number}.example" for number in range(8)]
-    for host in slow:
+async def test_a_name_that_never_got_a_thread_says_that_it_waited(names):
+    names.hold("slow.example")
+    resolver = SystemResolver(limits=ResolverLimits(new_threads=1, look_up_seconds=0.05), look=names.look)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(failure, resolver, "slow.example")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await failure(resolver, "next.example") == (
+            "next.example: the look-up waited for others longer than 0.05 s"
+        )
+
+
+QUICK_TO_JUDGE = ResolverLimits(
+    quick_threads=2,
+    new_threads=2,
+    slow_threads=2,
+    abandoned_threads=4,
+    slow_after_seconds=0.05,
+    look_up_seconds=30,
+)
+
+
+async def test_hanging_names_never_stop_one_that_is_known_to_be_quick(names):
+    """More of them than there are threads in all, and nobody gives any of them up."""
+    resolver = SystemResolver(limits=QUICK_TO_JUDGE, look=names.look)
+    await resolver.resolve("quick.example", 1)
+    hostile = [f"hostile-{number}.example" for number in range(40)]
+    for host in hostile:
         names.hold(host)
-    resolver = SystemResolver(limit=8, slow_limit=2, look=names.look, look_up_seconds=0.05)
 
-    async def ask(host: str) -> None:
-        with pytest.raises(AttemptError):
-            await resolver.resolve(host, 1)
+    async with trio.open_nursery() as nursery:
+        for host in hostile:
+            nursery.start_soon(resolver.resolve, host, 1)
+        await until(lambda: names.running == 2 + 4)
+        for _ in range(3):
+            assert await resolver.resolve("quick.example", 1) == ("192.0.2.1",)
+        assert names.running_max <= 2 + 2 + 2 + 4
+        names.release()
 
-    async with trio.open_nursery() as nursery:  # All eight threads hang: once, nobody can know better.
-        for host in slow:
-            nursery.start_soon(ask, host)
-    names.release()
-    await trio.to_thread.run_sync(names.idle.wait, 30)
-    await trio.testing.wait_all_tasks_blocked(0.05)  # The threads are done; Trio hears of it a moment later.
+
+async def test_a_name_that_hangs_loses_its_place_to_the_next(names):
+    """Nobody knew them: at first they are equals, and the hanging ones are found out."""
+    resolver = SystemResolver(limits=QUICK_TO_JUDGE, look=names.look)
+    hanging = ["a.example", "b.example"]
+    for host in hanging:
+        names.hold(host)
+
+    async with trio.open_nursery() as nursery:
+        for host in hanging:
+            nursery.start_soon(resolver.resolve, host, 1)
+        await until(lambda: names.running == 2)
+        assert await resolver.resolve("c.example", 1) == ("192.0.2.1",)
+        names.release()
+
+
+async def test_a_name_is_slow_though_everybody_who_asked_has_given_up(names):
+    """An attempt's own deadline is shorter than the resolver's: it is the look-up that tells, not the asker."""
+    resolver = SystemResolver(limits=QUICK_TO_JUDGE, look=names.look)
+    names.hold("a.example")
+    names.hold("b.example")
+    with trio.move_on_after(0.01):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(resolver.resolve, "a.example", 1)
+            nursery.start_soon(resolver.resolve, "b.example", 1)
+
+    assert await resolver.resolve("c.example", 1) == ("192.0.2.1",)
+
+
+async def test_slow_names_leave_the_lane_of_new_ones_alone(names):
+    resolver = SystemResolver(
+        limits=attrs.evolve(QUICK_TO_JUDGE, slow_threads=1, abandoned_threads=1), look=names.look
+    )
+    slow = ["a.example", "b.example"]
+    for host in slow:  # each is found out in turn: its look-up takes longer than expected, and ends
+        gate = names.hold(host)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(resolver.resolve, host, 1)
+            await until(lambda host=host: names.asked[host] == 1)
+            await trio.sleep(2 * QUICK_TO_JUDGE.slow_after_seconds)
+            gate.set()
     for host in slow:
         names.gates[host] = threading.Event()
 
     async with trio.open_nursery() as nursery:
         for host in slow:
-            nursery.start_soon(ask, host)
-        await trio.testing.wait_all_tasks_blocked()
-
-        assert await resolver.resolve("quick.example", 1) == ("192.0.2.1",)
-        assert names.running <= 2
+            nursery.start_soon(resolver.resolve, host, 1)
+        await until(lambda: names.running == 1)
+        await trio.sleep(2 * QUICK_TO_JUDGE.slow_after_seconds)
+        assert names.running == 1, "slow names wait for each other"
+        assert await resolver.resolve("new.example", 1) == ("192.0.2.1",)
+        names.release()
 
 
 async def test_a_slow_name_that_recovers_is_like_any_other(names):
     gate = names.hold("one.example")
-    resolver = SystemResolver(limit=1, slow_limit=1, look=names.look, look_up_seconds=0.05)
-    with pytest.raises(AttemptError):
-        await resolver.resolve("one.example", 1)
+    resolver = SystemResolver(
+        limits=attrs.evolve(QUICK_TO_JUDGE, slow_threads=1, look_up_seconds=0.1), look=names.look
+    )
+    await failure(resolver, "one.example")
     gate.set()
 
-    assert await resolver.resolve("one.example", 1) == ("192.0.2.1",)
-    assert await resolver.resolve("one.example", 2) == ("192.0.2.2",)
+    for _ in range(3):
+        assert await resolver.resolve("one.example", 1) == ("192.0.2.1",)
+
+
+async def test_the_queue_is_bounded_too(names):
+    resolver = SystemResolver(limits=ResolverLimits(new_threads=1, queued=2), look=names.look)
+    hosts = [f"{number}.example" for number in range(3)]
+    for host in hosts:
+        names.hold(host)
+
+    async with trio.open_nursery() as nursery:
+        for host in hosts:
+            nursery.start_soon(resolver.resolve, host, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await failure(resolver, "more.example") == "more.example: too many look-ups wait already"
+        names.release()
+
+
+async def test_a_look_up_that_nobody_waits_for_any_more_is_not_begun(names):
+    gate = names.hold("first.example")
+    resolver = SystemResolver(limits=ResolverLimits(new_threads=1), look=names.look)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(resolver.resolve, "first.example", 1)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0):
+            await resolver.resolve("gone.example", 1)
+        gate.set()
+    await resolver.resolve("last.example", 1)
+
+    assert names.asked["gone.example"] == 0
+
+
+async def test_look_ups_take_none_of_the_threads_of_the_rest_of_the_program(names):
+    resolver = SystemResolver(look=names.look)
+    hosts = [f"{number}.example" for number in range(100)]
+    for host in hosts:
+        names.hold(host)
+
+    async with trio.open_nursery() as nursery:
+        for host in hosts:
+            nursery.start_soon(resolver.resolve, host, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+        with trio.fail_after(5):
+            await trio.to_thread.run_sync(lambda: None)
+        names.release()
+
+
+async def until(condition) -> None:
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110  # threads tell no event of Trio's
+            await trio.sleep(0.005)
 
 
 async def test_more_addresses_than_anybody_has_are_refused():
-    resolver = SystemResolver(look=lambda _host, _port: [f"192.0.2.{number}" for number in range(65)])
+    resolver = SystemResolver(look=lambda _host: [f"192.0.2.{number}" for number in range(65)])
 
     with pytest.raises(AttemptError, match="dns"):
         await resolver.resolve("many.example", 1)
@@ -214,7 +349,7 @@ def test_a_look_up_that_outlives_the_program_s_loop_harms_nobody(names):
 
 
 def test_an_error_of_the_system_keeps_its_meaning():
-    def look(_host: str, _port: int) -> list[str]:
+    def look(_host: str) -> list[str]:
         raise socket.gaierror(socket.EAI_AGAIN, "whatever")
 
     async def main() -> None:

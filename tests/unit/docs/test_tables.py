@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pggit_reactor.config.legacy import HONOURED
 from pggit_reactor.core.backoff import Backoff
 from pggit_reactor.core.model import Answer, AttemptFailure, FailedReason, FailureKind
 from pggit_reactor.core.outcomes import classify
@@ -147,6 +148,34 @@ def test_every_table_of_the_schema_is_on_the_page():
     assert {code(row[0]) for row in table("architecture.md", "table")} == made - dropped | {
         "schema_migration"
     }
+
+
+def test_every_old_variable_that_is_read_is_named_to_those_who_come_from_pggit():
+    shown = {code(row[0]) for row in table("migrate-from-pggit.md", "old variable")}
+
+    assert shown == {*HONOURED, "DATABASE_URL", "all others"}
+
+
+def test_everything_that_old_programs_use_is_named_to_those_who_come_from_pggit():
+    """What migration 0001 adopts, and three that other migrations make where they are missing."""
+    schema = (ROOT / "migrations/0001_delivery.sql").read_text()
+    adopted = {
+        name
+        for kind in ("tables", "views", "functions")
+        for name in re.findall(
+            r"'(\w+)", re.search(rf"{kind} CONSTANT text\[\] := ARRAY\[(.*?)\];", schema, re.DOTALL)[1]
+        )
+    }
+    shown = {code(row[0]) for row in table("migrate-from-pggit.md", "old name")}
+
+    assert len(adopted) > 20
+    assert shown == adopted | {"alert_routing_rules", "alert_observers", "trigger_queue_alert"}
+
+
+def test_every_difference_on_purpose_has_its_number():
+    rows = table("migrate-from-pggit.md", "number")
+
+    assert [row[0] for row in rows] == [str(number) for number in range(1, 26)]
 
 
 def test_every_room_is_on_the_page():

@@ -15,7 +15,7 @@ from pggit_reactor.cli.main import cli
 FIRST_SCREEN_LINES = 24
 WORD = re.compile(r"\./dev (\w[\w-]*)")
 # What is typed for the product, up to a comment, a pipe or the end of the command.
-PRODUCT = re.compile(r"(?:(?<![\w./-])pggit-reactor|\./dev run|\./dev(?= demo| up)) +([^#|;&>\n]+)")
+PRODUCT = re.compile(r"(?:(?<![\w./-])pggit-reactor|\./dev run|\./dev(?= demo| up)) +([^#|;&>)\n]+)")
 BLOCK_OR_CODE = re.compile(r"^```(?:sh|bash|console|shell)\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-LOCKS = ("run", "dev", "lock")
+LOCKS = ("run", "dev", "lock", "fuzz")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)(?: ; .*?)? \\$", re.MULTILINE)
 HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}(?: \\)?$")
+APART = {"lock", "fuzz"}
+"""Groups that a developer gets only by the word that needs them."""
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -66,8 +68,9 @@ def test_everything_that_the_project_asks_for_is_locked(root: Path) -> None:
     extras, groups = asked["project"]["optional-dependencies"], asked["dependency-groups"]
     runtime = [asked["project"]["dependencies"], asked["build-system"]["requires"]]
     demo = [*runtime, extras["binary"], extras["embedded"], groups["build"]]
-    developer = [*demo, *extras.values(), *(group for name, group in groups.items() if name != "lock")]
+    developer = [*demo, *extras.values(), *(group for name, group in groups.items() if name not in APART)]
 
     assert names(*demo) - pins(root, "run").keys() == set()
     assert names(*developer) - pins(root, "dev").keys() == set()
-    assert names(groups["lock"]) - pins(root, "lock").keys() == set()
+    for name in APART:
+        assert names(groups[name]) - pins(root, name).keys() == set()

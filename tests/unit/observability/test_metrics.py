@@ -62,6 +62,8 @@ def test_webhook_labels_are_bounded_and_no_event_is_lost(webhooks: list[int]) ->
         metrics.attempt_settled(webhook_id, "delivered", 0.1)
         metrics.rate_limited(webhook_id)
         metrics.breaker_opened(webhook_id)
+        metrics.concurrency_lowered(webhook_id)
+        metrics.webhook_at_risk(webhook_id)
 
     first_three = list(dict.fromkeys(webhooks))[:3]
     for family in metrics.collect():

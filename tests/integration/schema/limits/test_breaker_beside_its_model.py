@@ -1,5 +1,5 @@
-"""Claims and settles of a real database, beside the breaker of the core: any order of outcomes, lost probes, rows that are
-given back, Retry-After and resets. Time is moved by moving every time that is written down.
+"""Claims and settles of a real database, beside the breaker of the core: any order of outcomes, lost probes, rows that
+are given back, Retry-After and resets. Time is moved by moving every time that is written down.
 
 It runs in one transaction, in which the database's clock stands still: so times are compared exactly.
 """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pggit_reactor.core.token_bucket import TOLERANCE, Bucket, debt_at_new_rate
 from pggit_reactor.db.claims import LIMITED_CLAIM, LIMITS, PLAIN_CLAIM
-from pggit_reactor.db.hot import HotStatement, integers
+from pggit_reactor.db.hot import HotStatement, integers, texts
 from pggit_reactor.db.lane import CLAIM_OPTIONS
 from pggit_reactor.db.statements import statements
 from pggit_reactor.testing.database import DatabaseTemplate
@@ -52,6 +52,7 @@ class Session:
             "webhook_ids": integers([webhook_id]),
             "budgets": integers([budget]),
             "in_flights": integers([0]),
+            "places": texts([None]),
             "lease_seconds": str(LEASE_SECONDS),
             "lease_token": str(token),
             "silence_seconds": "10",

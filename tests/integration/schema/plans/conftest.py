@@ -123,6 +123,7 @@ class Explainer:
             "webhook_ids": list(budgets),
             "budgets": list(budgets.values()),
             "in_flights": [0] * len(budgets),
+            "places": [None] * len(budgets),
             "lease_seconds": 30,
             "lease_token": 42,
             "silence_seconds": 10,

@@ -1,2 +1,0 @@
--- A place that another branch fills.
-SELECT 1;
