@@ -38,6 +38,7 @@ CREATE TABLE pggit.fleet_limit (
 INSERT INTO pggit.fleet_limit DEFAULT VALUES;
 COMMENT ON TABLE pggit.fleet_limit IS
     'One row: the token bucket of all webhooks together, for workers whose setting delivery.fleet_rate_per_s is not 0.';
+COMMENT ON COLUMN pggit.fleet_limit.is_only IS 'True: there is one row.';
 COMMENT ON COLUMN pggit.fleet_limit.bucket_tat IS 'When it will be full; null or past: it is.';
 
 ---------------------------------------------------------------------------------------------------------------------

@@ -118,8 +118,8 @@ KEYS: Final = MappingProxyType(
         "ordering": _Key(
             "ordering", "none, webhook (one after another) or key (so for each ordering_key)", _ordering
         ),
-        "rate": _Key("rate_per_s", "attempts a second of all workers together, 0 for no limit", _rate),
-        "burst": _Key("burst", "attempts at once above that rate, 1 to 1000000", _whole(1, 1_000_000)),
+        "rate": _Key("rate_per_s", "attempts a second, 0 for no limit", _rate),
+        "burst": _Key("burst", "attempts that may begin at once, 1 to 1000000", _whole(1, 1_000_000)),
     }
 )
 

@@ -105,12 +105,13 @@ def enable(session: Session, which: int | str) -> None:
 @_reason
 @pass_session
 def reset(session: Session, which: int | str, reason: str | None) -> None:
-    """Close the circuit breaker of a webhook and forget its failures.
+    """Close a webhook's circuit breaker and forget its failures; it is sent to at once.
 
-    What its receiver asked to wait for, and a slow start, end too: it is sent to at once, at its full pace.
+    Ends its receiver's Retry-After and a slow start too. A receiver that is still ill opens the breaker again after
+    5 failures.
 
     \b
-    Example: pggit-reactor webhook reset alerts --reason "their firewall is mended"
+    Example: pggit-reactor webhook reset alerts --reason "they have mended it"
     """
     from pggit_reactor.db.operations import reset_webhook
 

@@ -313,12 +313,7 @@ class DeliverySettings:
     fleet_burst: int = attrs.field(
         default=100,
         validator=judge,
-        metadata=about(
-            "delivery.fleet_burst",
-            "Attempts at once above that rate.",
-            least=1,
-            most=1_000_000,
-        ),
+        metadata=about("delivery.fleet_burst", "Attempts at once above it.", least=1, most=1_000_000),
     )
     max_body_bytes: int = attrs.field(
         default=1_048_576,

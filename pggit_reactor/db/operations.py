@@ -95,7 +95,7 @@ async def enable_webhook(connection: TrioConnection, webhook_id: int, *, by: By)
 async def reset_webhook(
     connection: TrioConnection, webhook_id: int, *, reason: str | None = None, by: By
 ) -> str:
-    """Close its circuit breaker, and end what else holds it back but a pause."""
+    """Close its circuit breaker and forget its failures."""
     return await _do(connection, "reset", {"webhook_id": webhook_id, "reason": reason}, by=by)
 
 

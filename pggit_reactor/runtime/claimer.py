@@ -137,10 +137,10 @@ class Claimer:
     """Takes the claimed deliveries over; must not wait."""
     metrics: Metrics
     clock: Clock
+    fleet: FleetLimit
     learned: LearnedConcurrency
     webhook_share: float = 1.0
     """Of the slots that are free or its own, a webhook may hold this share; see `core.budget`."""
-    fleet: FleetLimit
     draining: bool = False
     owes_hint: bool = False
     """Heads were done that this worker follows up no more: others are to be told."""

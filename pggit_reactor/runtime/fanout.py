@@ -57,8 +57,8 @@ class FanOut:
     backoff: Backoff
     clock: Clock
     metrics: Metrics
-    learned: LearnedConcurrency
     fleet: FleetLimit
+    learned: LearnedConcurrency
     settle: Callable[[Settlement], None]
     slot_freed: Callable[[], None]
     on_finished: Callable[[Finished], None] = lambda _: None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Self
 
 import attrs
 import trio
 
+from pggit_reactor.config.settings import DeliverySettings
 from pggit_reactor.core.model import WebhookId
 from pggit_reactor.core.token_bucket import ration
 from pggit_reactor.db.connect import TrioConnection
@@ -23,6 +25,12 @@ class FleetLimit:
     metrics: Metrics
     _turn: int = attrs.field(default=0, init=False)
     _short_until: float = attrs.field(default=-math.inf, init=False)
+
+    @classmethod
+    def of(cls, settings: DeliverySettings, *, metrics: Metrics) -> Self:
+        """Return the limit that the settings ask for."""
+        rate, burst = settings.fleet_rate_per_s, settings.fleet_burst
+        return cls(bucket=FleetBucket(rate_per_s=rate, burst=burst) if rate else None, metrics=metrics)
 
     @property
     def short_until(self) -> float:

@@ -25,7 +25,6 @@ from pggit_reactor.core.risk import RiskModel
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db import claims, settle
 from pggit_reactor.db.connect import TrioConnection
-from pggit_reactor.db.fleet import FleetBucket
 from pggit_reactor.db.lane import CLAIM_OPTIONS, HOT_OPTIONS, SIDE_OPTIONS, Lane
 from pggit_reactor.db.listener import open_listener
 from pggit_reactor.db.migrate import newest_version
@@ -135,13 +134,7 @@ class Worker:
         self._timeline = Timeline(
             metrics=self.metrics, debug=self.debug, tells_deliveries=self.tells_deliveries
         )
-        delivery = self.settings.delivery
-        self._fleet = FleetLimit(
-            bucket=FleetBucket(rate_per_s=delivery.fleet_rate_per_s, burst=delivery.fleet_burst)
-            if delivery.fleet_rate_per_s
-            else None,
-            metrics=self.metrics,
-        )
+        self._fleet = FleetLimit.of(self.settings.delivery, metrics=self.metrics)
         self._book = WebhookBook(
             lane=self._load,
             sealer=self.sealer,
@@ -184,9 +177,14 @@ class Worker:
             dispatch=self._dispatch,
             metrics=self.metrics,
             clock=self.clock,
+            fleet=self._fleet,
             learned=self._learned,
             webhook_share=self.settings.worker.webhook_share,
-            fleet=self._fleet,
+        )
+        self.metrics.observe_load(
+            attempts_in_flight=lambda: self._capacity.in_flight,
+            body_bytes_in_memory=lambda: self._bodies.held_bytes,
+            settle_backlog=lambda: self._settler.backlog,
         )
 
     async def run(self, commands: Commands) -> int:
@@ -290,8 +288,8 @@ class Worker:
             backoff=Backoff(base_seconds=self.settings.delivery.backoff_base_seconds),
             clock=self.clock,
             metrics=self.metrics,
-            learned=self._learned,
             fleet=self._fleet,
+            learned=self._learned,
             settle=self._settler.put,
             slot_freed=self.claimer.slot_freed,
             on_finished=self._timeline.finished,

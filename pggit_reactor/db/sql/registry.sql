@@ -107,8 +107,7 @@ SELECT
          WHEN b.breaker_until IS NOT NULL THEN 'half_open'
          WHEN b.recovering_since BETWEEN now() - make_interval(secs => %(recovery_seconds)s) AND now() THEN 'recovering'
          ELSE 'closed' END AS breaker,
-    CASE WHEN b.breaker_until > now() THEN b.breaker_until END AS breaker_until,
-    CASE WHEN b.retry_after_until > now() THEN b.retry_after_until END AS retry_after_until,
+    b.breaker_until, CASE WHEN b.retry_after_until > now() THEN b.retry_after_until END AS retry_after_until,
     h.health_status, coalesce(h.total_deliveries, 0) AS attempts, coalesce(h.successful_deliveries, 0) AS successes
 FROM pggit.webhook AS w
 LEFT JOIN pggit.webhook_health_metrics AS h ON h.webhook_id = w.webhook_id

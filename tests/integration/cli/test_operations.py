@@ -82,6 +82,24 @@ def test_half_open_and_recovering_have_names(commands, database) -> None:
     assert shown(commands)["breaker"] == "recovering"
 
 
+@pytest.mark.usefixtures("alerts")
+def test_a_reset_closes_the_breaker_and_says_what_it_ended(commands, database) -> None:
+    database.execute(
+        "INSERT INTO pggit.webhook_health_metrics (webhook_id, health_status, consecutive_failures, breaker_failures,"
+        " breaker_opened_at, breaker_opens) SELECT webhook_id, 'degraded', 5, 5, now(), 1 FROM pggit.webhook"
+    )
+    database.execute("UPDATE pggit.webhook_limit SET breaker_until = now() + interval '1 min'")
+    assert shown(commands)["breaker"] == "open"
+    said = commands.ok("webhook", "reset", "alerts", "--reason", "mended").out
+
+    assert shown(commands)["breaker"] == "closed"
+    assert "its breaker was open until" in said
+    assert database.execute("SELECT breaker_until FROM pggit.webhook_limit").fetchone() == (None,)
+    health = "SELECT consecutive_failures, health_status, breaker_opened_at FROM pggit.webhook_health_metrics"
+    assert database.execute(health).fetchone() == (0, "healthy", None)
+    assert "nothing had held it back" in commands.ok("webhook", "reset", "alerts").out
+
+
 @pytest.mark.parametrize("word", ["pause", "resume", "disable", "enable", "reset"])
 @pytest.mark.parametrize("which", ["nobody", "99"])
 def test_an_unknown_webhook_is_not_found(commands, word, which) -> None:

@@ -188,18 +188,18 @@ def test_without_words_the_columns_have_the_schemas_defaults(commands, database,
     assert len(rows) == 1
 
 
+def test_rate_and_burst_are_those_of_the_command(commands, database, hook) -> None:
+    commands.ok("webhook", "add", hook, "--rate", "2.5", "--burst", "7")
+
+    assert database.execute("SELECT rate_per_s::float8, burst FROM pggit.webhook").fetchall() == [(2.5, 7)]
+
+
 def test_a_rate_that_is_not_given_is_the_settings(commands, database, hook) -> None:
     commands.ok("webhook", "add", hook, "--name", "setting", DELIVERY_RATE_PER_S="7")
     commands.ok("webhook", "add", hook, "--name", "given", "--rate", "3", DELIVERY_RATE_PER_S="7")
 
     rates = database.execute("SELECT name, rate_per_s::float8 FROM pggit.webhook ORDER BY name").fetchall()
     assert rates == [("given", 3.0), ("setting", 7.0)]
-
-
-def test_rate_and_burst_are_those_of_the_command(commands, database, hook) -> None:
-    commands.ok("webhook", "add", hook, "--rate", "2.5", "--burst", "7")
-
-    assert database.execute("SELECT rate_per_s::float8, burst FROM pggit.webhook").fetchall() == [(2.5, 7)]
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,8 @@ def test_a_time_that_is_past_is_refused(call, webhook):
     "function",
     [
         "pause_webhook(7)", "resume_webhook(7)", "disable_webhook(7)", "enable_webhook(7)", "reset_webhook(7)",
-        "replay_delivery(7)",
-        "requeue_delivery(7)", "cancel_delivery(7)", "replay_delivery('7')", "requeue_delivery('7')",
-        "cancel_delivery('7')",
+        "replay_delivery(7)", "requeue_delivery(7)", "cancel_delivery(7)", "replay_delivery('7')",
+        "requeue_delivery('7')", "cancel_delivery('7')",
     ],
 )  # fmt: skip
 def test_only_operators_operate(owner, role, function):
