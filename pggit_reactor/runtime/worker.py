@@ -155,15 +155,7 @@ class Worker:
             metrics=self.metrics,
             on_report=self._settled,
         )
-        self.claimer = self._make_claimer()
-        self.metrics.observe_load(
-            attempts_in_flight=lambda: self._capacity.in_flight,
-            body_bytes_in_memory=lambda: self._bodies.held_bytes,
-            settle_backlog=lambda: self._settler.backlog,
-        )
-
-    def _make_claimer(self) -> Claimer:
-        return Claimer(
+        self.claimer = Claimer(
             lane=self._lane("claim", CLAIM_OPTIONS, claims.warm_up),
             instance=self.identity.instance,
             lease_seconds=self.settings.worker.lease_seconds,
