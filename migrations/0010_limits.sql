@@ -426,7 +426,8 @@ BEGIN
     ELSIF w.webhook_id IS NULL THEN
         code := 'registration';
         words := format('no webhook has the id %s: it waits for its registration', q.webhook_id)
-            || coalesce(format(', since %s, and is given up after the workers'' hold (delivery.unknown_webhook_hold_seconds)', l.unknown_since), '');
+            || coalesce(', since ' || l.unknown_since, '')
+            || ', and is given up after the workers'' hold (delivery.unknown_webhook_hold_seconds)';
         due := NULL;
     ELSIF w.state <> 'active' THEN
         code := w.state;

@@ -36,7 +36,7 @@ def worker(owner):
          "every attempt failed, after 0 attempt(s); the last said: HTTP 503; pggit.replay_delivery"),
         ({"delivery_status": "failed"}, "replay", "somebody other than our workers gave it up"),
         ({"lease_token": 1, "lease_expires_at": FUTURE, "leased_by": "worker-1"}, "answer", "worker-1 is sending it"),
-        ({"webhook_id": 8}, "registration", "no webhook has the id 8"),
+        ({"webhook_id": 8}, "registration", "no webhook has the id 8: it waits for its registration, and is given up"),
         ({"delivery_status": "retrying"}, "requeue", "retrying without a next_retry_at"),
         ({"next_retry_at": "infinity"}, "requeue", "put off to infinity"),
         ({"next_retry_at": FUTURE}, "time", "it was put off to 2999"),
