@@ -72,7 +72,7 @@ WEIGHT_GUESS: Final = 1
 GROWTH_SECONDS: Final = 1.0
 """In a slow start the concurrency that a claim told is asked for again after this, though no slot be free by it."""
 
-_NO_SLACK: Final = frozenset({HeldBy.TOKENS, HeldBy.BUSY, HeldBy.LIMITS})
+_NO_SLACK: Final = frozenset({HeldBy.TOKENS, HeldBy.BUSY})
 
 _log = get_logger("claimer")
 
@@ -476,6 +476,8 @@ class Claimer:
         at = self._holds.ask_again_at(webhook_id, found, asked=asked, got=got, now=now)
         if found.held_by is HeldBy.MISSING:
             self.look_around()  # Which gives it one.
+        elif found.held_by is HeldBy.LIMITS:
+            self._hot.put_back([webhook_id])  # At once, by the other form of the claim.
         elif found.held_by is None and got >= asked and not found.has_said_all:
             self._hot.put_back([webhook_id])  # It gave all that was asked for, and so may have more.
         if found.held_by is HeldBy.PROBE and got:

@@ -45,10 +45,12 @@ class Holds:
         """Return when the webhook is worth a claim again, by what the last one found; None where nobody knows."""
         if not found.is_limited:
             self._limited.discard(webhook_id)
-        elif len(self._limited) < WEBHOOKS_MAX:
+        else:
+            if len(self._limited) >= WEBHOOKS_MAX:
+                self._limited.clear()  # Plain claims tell again which have limits.
             self._limited.add(webhook_id)
         if found.held_by is HeldBy.LIMITS:
-            return now
+            return None
         if found.held_by is HeldBy.BUSY:
             self.metrics.bucket_busy()
             return now + self._busy_seconds(webhook_id)
