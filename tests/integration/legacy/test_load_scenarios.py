@@ -1,4 +1,4 @@
-"""The eight load scenarios of LEGACY 14, against running workers; figures are printed."""
+"""The eight load scenarios of LEGACY 14, against running workers with limits and breakers on; figures are printed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ STATUS = "SELECT delivery_status, count(*) FROM pggit.alert_delivery_queue GROUP
 HEALTH = "SELECT health_status, consecutive_failures FROM pggit.webhook_health_metrics WHERE webhook_id = %s"
 
 
+async def add_webhook(rig: Rig, path: str = "/hook", **columns: object) -> int:
+    """Register *path* with the limits that a webhook has by default; breakers are always on."""
+    return await rig.add_webhook(path, rate_per_s=100, burst=20, **columns)
+
+
 async def test_scenario_1_a_thousand_rows_over_a_hundred_webhooks_drain_at_95_percent(rig: Rig):
     for number in range(100):
-        await rig.add_webhook(f"/hook{number}", webhook_id=1000 + number)
+        await add_webhook(rig, f"/hook{number}", webhook_id=1000 + number)
         if number % 20 == 0:  # Ten rows each: five webhooks of a hundred refuse theirs for good.
             rig.receiver.script(f"/hook{number}", *[answer(400)] * 10)
     await rig.database.execute(
@@ -44,7 +49,7 @@ async def test_scenario_1_a_thousand_rows_over_a_hundred_webhooks_drain_at_95_pe
 
 
 async def test_scenarios_2_and_3_five_500s_degrade_and_a_success_heals(rig: Rig):
-    webhook_id = await rig.add_webhook()
+    webhook_id = await add_webhook(rig)
     rig.receiver.script("/hook", answer(200), *[answer(500)] * 5)
     async with rig.worker(**PATIENCE):
         await rig.insert(webhook_id)
@@ -58,17 +63,20 @@ async def test_scenarios_2_and_3_five_500s_degrade_and_a_success_heals(rig: Rig)
             "SELECT count(*) = 1 FROM pggit.alert_delivery_queue WHERE delivery_status = 'failed'"
         )
         assert await rig.database.fetch(HEALTH, (webhook_id,)) == [("degraded", 5)]
+        assert await rig.database.fetch_value("SELECT breaker_until > now() FROM pggit.webhook_limit")
+        # As if its minute had passed.
+        await rig.database.execute("UPDATE pggit.webhook_limit SET breaker_until = now()")
         await rig.insert(webhook_id)
         await rig.until(
             "SELECT count(*) = 2 FROM pggit.alert_delivery_queue WHERE delivery_status = 'delivered'"
         )
 
     assert await rig.database.fetch(HEALTH, (webhook_id,)) == [("healthy", 0)]
-    print("scenarios 2 and 3: degraded after 5 in a row, healthy after one success")  # noqa: T201  # figures
+    print("scenarios 2 and 3: breaker open after 5 in a row, closed and healthy after one success")  # noqa: T201  # figures
 
 
 async def test_scenario_4_a_400_is_permanent(rig: Rig):
-    webhook_id = await rig.add_webhook()
+    webhook_id = await add_webhook(rig)
     rig.receiver.script("/hook", answer(400))
     async with rig.worker(**PATIENCE):
         (delivery_id,) = await rig.insert(webhook_id)
@@ -80,7 +88,7 @@ async def test_scenario_4_a_400_is_permanent(rig: Rig):
 
 
 async def test_scenario_5_a_timeout_is_transient(rig: Rig):
-    webhook_id = await rig.add_webhook()
+    webhook_id = await add_webhook(rig)
     never = trio.Event()
     rig.receiver.script("/hook", gated(never, answer(200)))
     began = perf_counter()
@@ -99,10 +107,10 @@ async def test_scenario_5_a_timeout_is_transient(rig: Rig):
 
 
 async def test_scenario_6_ten_webhooks_fail_and_the_rest_works(rig: Rig):
-    failing = [await rig.add_webhook(f"/bad{number}", webhook_id=7000 + number) for number in range(10)]
+    failing = [await add_webhook(rig, f"/bad{number}", webhook_id=7000 + number) for number in range(10)]
     for number in range(10):
         rig.receiver.script(f"/bad{number}", *[answer(503)] * 5)
-    working = [await rig.add_webhook(f"/good{number}") for number in range(20)]
+    working = [await add_webhook(rig, f"/good{number}") for number in range(20)]
     await rig.database.execute(
         "INSERT INTO pggit.alert_delivery_queue (alert_id, webhook_id, message_body, max_retries)"
         " SELECT n, n, '{}', 4 FROM generate_series(7000, 7009) AS n"
@@ -150,8 +158,8 @@ async def test_scenario_7_claim_and_views_are_quick_with_500_rows_and_more(rig: 
 
 
 async def test_scenario_8_a_slow_webhook_is_seen_and_delays_nobody(rig: Rig):
-    slow = await rig.add_webhook("/slow")
-    others = [await rig.add_webhook(f"/hook{number}") for number in range(5)]
+    slow = await add_webhook(rig, "/slow")
+    others = [await add_webhook(rig, f"/hook{number}") for number in range(5)]
     gate = trio.Event()
     rig.receiver.script("/slow", *[gated(gate, answer(200))] * 100)
     await rig.database.execute(
