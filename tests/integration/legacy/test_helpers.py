@@ -99,16 +99,20 @@ async def open_breaker(database) -> None:
     assert (await health(database, 5, "breaker_failures", "breaker_opened_at IS NULL")) == (5, False)
 
 
-@pytest.mark.parametrize("means", [RESET, "SELECT pggit.update_webhook_health(%s, 200, 10)"])
+@pytest.mark.parametrize(
+    ("means", "opens"),
+    # After a success the next opening is a longer one, until a whole recovery has passed.
+    [(RESET, 0), ("SELECT pggit.update_webhook_health(%s, 200, 10)", 2)],
+)
 async def test_the_legacy_reset_and_a_success_close_the_breaker_and_wake_the_workers(
-    reactor_database, means: str
+    reactor_database, means: str, opens: int
 ):
     await open_breaker(reactor_database)
     listener = await reactor_database.connect()
     await listener.execute("LISTEN pggit_delivery")
     await reactor_database.execute(means, (5,))
 
-    assert await health(reactor_database, 5, *BREAKER) == (0, None, 0, 0, "healthy")
+    assert await health(reactor_database, 5, *BREAKER) == (0, None, opens, 0, "healthy")
     assert await reactor_database.fetch("SELECT breaker_until, blocked_until FROM pggit.webhook_limit") == [
         (None, None)
     ]
