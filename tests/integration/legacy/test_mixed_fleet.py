@@ -142,6 +142,7 @@ async def test_old_and_new_workers_share_a_queue_and_no_row_is_sent_twice(rig: R
 
 
 async def test_what_old_workers_reschedule_new_ones_deliver(rig: Rig):
+    await rig.never_open_breakers()  # Theirs, of 20 failures, would be a minute's wait.
     webhook_id = await rig.add_webhook()
     old = OldWorker(rig, status=503)
     (*_, last) = await rig.insert(webhook_id, 20)

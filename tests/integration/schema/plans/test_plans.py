@@ -6,6 +6,7 @@ bounds hold for two thousand rows of each kind and for a million (the long tier)
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from itertools import product
 
 import pytest
@@ -35,6 +36,8 @@ TOKEN = 42
 CLAIM_PAGES_MAX = 100
 """Of one row; the depth of three indexes, and a probe of each priority."""
 CLAIM_PAGES_A_ROW_MAX = 30
+HELD_PAGES_MAX = 40
+"""Of a claim that gets nothing."""
 SETTLE_PAGES_MAX = 150
 SETTLE_PAGES_A_ROW_MAX = 70
 PROBE_PAGES_MAX = 8
@@ -89,6 +92,48 @@ def check_claims(explainer) -> None:
     assert several.buffers <= 2 * CLAIM_PAGES_MAX + LEASED + 34 * CLAIM_PAGES_A_ROW_MAX
 
 
+@contextmanager
+def limited(explainer, webhook_id: int, **columns: str):
+    """Let a webhook have limits while the block lasts, whose columns are given as SQL."""
+    session = explainer.session("side")
+    words = ", ".join(f"{name} = {value}" for name, value in columns.items() if name != "rate_per_s")
+    rate = columns.get("rate_per_s", "100")
+    session.execute(f"UPDATE pggit.webhook SET rate_per_s = {rate} WHERE webhook_id = {webhook_id}".encode())
+    if words:
+        session.execute(f"UPDATE pggit.webhook_limit SET {words} WHERE webhook_id = {webhook_id}".encode())
+    yield
+    session.execute(f"UPDATE pggit.webhook SET rate_per_s = 0 WHERE webhook_id = {webhook_id}".encode())
+    session.execute(
+        "UPDATE pggit.webhook_limit SET bucket_tat = NULL, breaker_until = NULL, probe_until = NULL,"
+        f" recovering_since = NULL WHERE webhook_id = {webhook_id}".encode()
+    )
+
+
+def check_claims_of_limited_webhooks(explainer) -> None:
+    """With all that is ready behind them: a limit must not be found out by reading what it holds back."""
+    explainer.claim({IDLE: 1}, plain=False)  # The first one of a session reads the catalogue.
+    with limited(explainer, DEAD, rate_per_s="0", breaker_until="now() + interval '1 min'"):
+        for plain in (True, False):
+            assert explainer.claim({DEAD: 32}, plain=plain).buffers <= HELD_PAGES_MAX
+    with limited(explainer, DEAD, bucket_tat="now() + interval '1 min'"):
+        for plain in (True, False):
+            assert explainer.claim({DEAD: 32}, plain=plain).buffers <= HELD_PAGES_MAX
+    with limited(explainer, DEAD, rate_per_s="0", breaker_until="now() - interval '1 s'"):
+        probe = explainer.claim({DEAD: 32}, plain=False)
+    with limited(explainer, DEAD):
+        burst = explainer.claim({DEAD: 32, IDLE: 1}, plain=False)
+    with limited(explainer, RETRYING, recovering_since="now()"):
+        fresh = explainer.claim({RETRYING: 32}, plain=False)
+
+    for plan in (probe, burst, fresh):
+        assert plan.reads() == {CLAIM_INDEX, PRIMARY_KEY}
+        assert plan.reads("webhook") == {"webhook_pkey"}
+        assert plan.reads("webhook_limit") == {"webhook_limit_pkey"}
+    assert probe.buffers <= CLAIM_PAGES_MAX + LEASED
+    assert burst.buffers <= 2 * CLAIM_PAGES_MAX + LEASED + 21 * CLAIM_PAGES_A_ROW_MAX
+    assert fresh.buffers <= CLAIM_PAGES_MAX
+
+
 def check_settles(explainer) -> None:
     explainer.settle(TOKEN, leased(explainer, 1))  # The first one of a session reads the catalogue.
     explainer.settle(TOKEN, leased(explainer, 1), answers=False)
@@ -109,6 +154,21 @@ def check_what_the_claimer_asks_now_and_then(explainer) -> None:
     assert discover.buffers <= registered(explainer) * PROBE_PAGES_MAX + LEASED + CLAIM_PAGES_MAX
     assert adopt.reads() == {CLAIM_INDEX}
     assert adopt.buffers <= 3 * PROBE_PAGES_MAX * 3  # Three ids have rows that are not done.
+
+
+def check_a_look_past_blocked_webhooks(explainer) -> None:
+    """Of those whose block outlasts the horizon nothing is asked but their limit row."""
+    session = explainer.session("side")
+    session.execute(
+        "UPDATE pggit.webhook_limit SET breaker_until = now() + interval '5 min' WHERE webhook_id > %s",
+        (RETRYING,),
+    )
+    discover = explainer.explain("claim", "claim", "discover", horizon_seconds=5)
+    (pages,) = session.execute("SELECT pg_relation_size('pggit.webhook_limit') / 8192").fetchone()
+    session.execute("UPDATE pggit.webhook_limit SET breaker_until = NULL")
+
+    assert discover.reads() == {CLAIM_INDEX}
+    assert discover.buffers <= pages + registered(explainer) * 3 + LEASED + CLAIM_PAGES_MAX
 
 
 def check_releases(explainer) -> None:
@@ -144,6 +204,8 @@ def check_figures(explainer) -> None:
 
 CHECKS = {
     "claim": check_claims,
+    "claim of limited": check_claims_of_limited_webhooks,
+    "look past blocked": check_a_look_past_blocked_webhooks,
     "settle": check_settles,
     "look": check_what_the_claimer_asks_now_and_then,
     "release": check_releases,
