@@ -426,7 +426,16 @@ async def check_audit(connection: TrioConnection) -> list[Finding]:
         what = f"{unsealed} audit ids are not sealed, and no worker has sealed any for {LATE_SECONDS:.0f} s"
         remedy = "read the workers' log (audit_chain_refused, audit_seal_failed), and run `pggit-reactor audit verify`"
         return [trouble("audit", what, remedy)]
-    return [good("audit", "partitions reach ahead, none of its rows fell out of them, and rows are sealed")]
+    what = "partitions reach ahead, none of its rows fell out of them"
+    if unsealed and is_late:
+        return [
+            note(
+                "audit",
+                f"{what}, but {unsealed} of its ids are not sealed",
+                "start a worker, which seals them",
+            )
+        ]
+    return [good("audit", f"{what}, and rows are sealed")]
 
 
 async def check_activity(connection: TrioConnection) -> list[Finding]:

@@ -135,10 +135,10 @@ async def test_a_name_has_one_thread_whatever_the_ports(names):
         for port in range(1, 50):
             nursery.start_soon(resolver.resolve, "one.example", port)
         await trio.testing.wait_all_tasks_blocked()
-        assert names.running == 1
+        await until(lambda: names.running == 1)  # Threads begin when they like.
         names.release()
 
-    assert names.asked["one.example"] == 1
+    assert (names.asked["one.example"], names.running_max) == (1, 1)
 
 
 async def test_threads_are_bounded_and_the_rest_waits_its_turn(names):
