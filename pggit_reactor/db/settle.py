@@ -109,8 +109,11 @@ async def settle(connection: TrioConnection, batch: Sequence[Settlement], *, wor
     """
     done: set[tuple[int, int]] = set()
     breakers: list[BreakerChange] = []
-    statement = ANSWERS_SETTLE if all(map(_is_plain_answer, batch)) else ANY_SETTLE
-    for number, detail, word in await statement.fetch(connection, _parameters(batch, worker_id)):
+    statement, bound = ANSWERS_SETTLE, _parameters(batch, worker_id)
+    if not all(map(_is_plain_answer, batch)):
+        statement = ANY_SETTLE
+        bound |= _more_parameters(batch)
+    for number, detail, word in await statement.fetch(connection, bound):
         if word is None:
             done.add((number, detail))
         elif word != "held":
@@ -131,7 +134,7 @@ async def settle(connection: TrioConnection, batch: Sequence[Settlement], *, wor
 async def warm_up(connection: TrioConnection) -> None:
     """Prepare and plan the statements, and load what they touch, by settling nothing."""
     for statement in (ANSWERS_SETTLE, ANY_SETTLE):
-        await statement.fetch(connection, _parameters((), ""))
+        await statement.fetch(connection, _parameters((), "") | _more_parameters(()))
 
 
 def _is_plain_answer(item: Settlement) -> bool:
@@ -181,6 +184,13 @@ def _parameters(batch: Sequence[Settlement], worker_id: str) -> dict[str, str]:
             ]
         ),
         "uids": texts([item.uid for item in batch]),
+    }
+
+
+def _more_parameters(batch: Sequence[Settlement]) -> dict[str, str]:
+    """Return those that only the whole form of the statement takes."""
+    decisions = [item.decision for item in batch]
+    return {
         "disables": booleans([decision.disable_webhook for decision in decisions]),
         "votes": texts([item.vote.value for item in batch]),
         "probes": booleans([item.is_probe for item in batch]),

@@ -16,6 +16,7 @@ from pggit_reactor.core.secret import Secret
 from pggit_reactor.db.embedded import EmbeddedPostgres, open_embedded_postgres
 from pggit_reactor.testing.database import QUICK_SETTINGS, ReactorDatabase
 from pggit_reactor.testing.receiver import answer, gated
+from pggit_reactor.testing.windows import assert_within_rate
 
 READY_SECONDS = 20
 """Reconnects are paced with jitter, up to 5 s apart."""
@@ -147,3 +148,30 @@ async def follow_a_failover(
 
     await rig.assert_each_arrived()
     await rig.assert_books_agree()
+
+
+async def test_a_crash_of_the_server_gives_away_one_burst_at_most_and_no_breaker(own_rig, own_server):
+    """Claims do not wait for the disk, and so the bucket may be older after the crash; what settles wrote is there."""
+    rig = own_rig
+    limited = await rig.add_webhook("/limited", rate_per_s=25, burst=10)
+    dead = await rig.add_webhook("/dead")
+    rig.receiver.script("/dead", *[answer(500)] * 5)
+    async with rig.process(DELIVERY_TIMEOUT_SECONDS=3, WORKER_LEASE_SECONDS=6) as running:
+        await rig.insert(dead, 5)
+        await rig.until("SELECT breaker_until > now() FROM pggit.webhook_limit WHERE webhook_id = %s", dead)
+        await rig.insert(limited, 80)
+        await rig.receiver.wait_for(30, path="/limited")
+        own_server.crash()
+        rig.database.close()
+        await own_server.start_async()
+        await until_ready_says(running, 200)
+        await rig.until(
+            "SELECT NOT EXISTS (SELECT FROM pggit.alert_delivery_queue WHERE webhook_id = %s AND ready_at IS NOT NULL)",
+            limited,
+            seconds=40,
+        )
+
+    moments = [request.arrived_monotonic for request in rig.receiver.requests_for("/limited")]
+    assert len(moments) >= 80
+    assert_within_rate(moments, rate_per_s=25, burst=20)
+    assert len(rig.receiver.requests_for("/dead")) == 5

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import trio
 
+from pggit_reactor.core.breaker import Vote
 from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
 from pggit_reactor.core.outcomes import Decision
 from pggit_reactor.db import claims, settle
@@ -122,12 +123,17 @@ class Hand:
         )
 
     async def settle(
-        self, deliveries: Sequence[ClaimedDelivery], decision: Decision, *, http_status: int = 200
+        self,
+        deliveries: Sequence[ClaimedDelivery],
+        decision: Decision,
+        *,
+        http_status: int = 200,
+        vote: Vote = Vote.NEITHER,
     ) -> settle.SettleReport:
         """Write the same outcome of all *deliveries*."""
         batch = [
             settle.Settlement.of(
-                delivery, decision, attempted=True, http_status=http_status, elapsed_seconds=0.02
+                delivery, decision, attempted=True, http_status=http_status, elapsed_seconds=0.02, vote=vote
             )
             for delivery in deliveries
         ]

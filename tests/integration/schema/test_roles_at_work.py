@@ -9,7 +9,8 @@ import pytest
 import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pggit_reactor.core.model import FailedReason, State
+from pggit_reactor.core.breaker import Vote
+from pggit_reactor.core.model import FailedReason, State, WebhookId
 from pggit_reactor.core.outcomes import Decision
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.db import (
@@ -81,6 +82,26 @@ async def test_a_worker_claims_and_settles_every_outcome_and_gives_back(reactor_
     )
     # A row that the settle passes over makes it look at the row once more.
     assert len((await hand.settle(others, decisions[0])).fenced) == len(others)
+
+
+async def test_a_worker_opens_probes_and_closes_a_breaker_and_takes_tokens(reactor_database, rows, hand):
+    await rows.webhook(7, rate_per_s="100")
+    for _ in range(7):
+        await rows.queue()
+    later = Decision(state=State.RETRYING, delay_seconds=0, counts_retry=True, webhook_hold_seconds=0.001)
+    claimed = await hand.claim({7: 5})
+    opened = await hand.settle(claimed.deliveries, later, http_status=500, vote=Vote.FAILURE)
+    assert [change.open_seconds for change in opened.breakers] == [60]
+    assert (await hand.claim({7: 5})).deliveries == ()
+
+    await reactor_database.execute("UPDATE pggit.webhook_limit SET breaker_until = now()")
+    (probe,) = (await hand.claim({7: 5})).deliveries
+    assert (probe.is_probe, probe.is_limited) == (True, True)
+    assert await claims.release(hand.settling, [probe]) == 1
+    (probe,) = (await hand.claim({7: 5})).deliveries
+    closed = await hand.settle([probe], Decision(state=State.DELIVERED), vote=Vote.ANSWER)
+    assert [change.open_seconds for change in closed.breakers] == [None]
+    assert await claims.take_token(hand.settling, WebhookId(7))
 
 
 async def test_a_worker_looks_adopts_ends_and_prunes(reactor_database, rows, hand, worker):

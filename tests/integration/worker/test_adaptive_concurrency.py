@@ -24,6 +24,7 @@ async def until_allowed(running: RunningWorker, webhook_id: int, least: int, mos
 
 @pytest.mark.long
 async def test_a_receiver_whose_capacity_drops_is_spared_and_gets_its_limit_again(rig: Rig):
+    await rig.never_open_breakers()  # An overload is over sooner than a breaker is closed.
     webhook_id = await rig.add_webhook(concurrency=LIMIT, max_attempts=1000)
     queue = Queueing(LIMIT, seconds=0.05)
     rig.receiver.default = queue.behaviour(answer(200))
@@ -51,6 +52,7 @@ async def test_a_receiver_whose_capacity_drops_is_spared_and_gets_its_limit_agai
 
 
 async def test_what_was_learnt_survives_a_restart_and_is_cleared_when_it_is_over(rig: Rig):
+    await rig.never_open_breakers()
     webhook_id = await rig.add_webhook(concurrency=LIMIT, max_attempts=1000)
     learned = "SELECT learned_concurrency {} FROM pggit.webhook_limit"
     rig.receiver.default = answer(429)  # Which no breaker opens for.
