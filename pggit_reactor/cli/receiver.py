@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from pggit_reactor.cli.exits import Exit
 from pggit_reactor.cli.output import json_option, print_json, print_table, text
+from pggit_reactor.cli.private_files import SECRET_FILE_OCTETS_MAX, read_secret_octets
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.core.secret import Secret
 from pggit_reactor.core.signing import secret_key
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from pggit_reactor.core.conformance import Check, Report
 
 SECRETS_MAX: Final = 8
-SECRET_FILE_OCTETS_MAX: Final = 4096
 _FAMILIES: Final = ("standard", "pggit", "both")
 
 
@@ -97,16 +93,9 @@ async def _examine(
 
 def _read_secrets(place: str) -> tuple[Secret[str], ...]:
     """Return the secrets in the file *place*, or on standard input, a line each."""
+    octets = read_secret_octets(place, what="the secrets")
     try:
-        if place == "-":
-            octets = sys.stdin.buffer.read(SECRET_FILE_OCTETS_MAX + 1)
-        else:
-            with Path(place).open("rb") as file:
-                _warn_of_mode(place, file.fileno())
-                octets = file.read(SECRET_FILE_OCTETS_MAX + 1)
         lines = [line for line in octets.decode("utf-8").splitlines() if line]
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the secrets from {place}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"the secrets in {place} are not UTF-8") from None
     if len(octets) > SECRET_FILE_OCTETS_MAX or not 1 <= len(lines) <= SECRETS_MAX:
@@ -114,12 +103,6 @@ def _read_secrets(place: str) -> tuple[Secret[str], ...]:
     for line in lines:
         secret_key(line)  # refuses what cannot sign
     return tuple(map(Secret, lines))
-
-
-def _warn_of_mode(place: str, descriptor: int) -> None:
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
-        click.echo(f"warning: {place} is readable by everybody; right is mode 0600", err=True)
 
 
 def _print(report: Report, origin: str) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-import click
-
+from pggit_reactor.cli.private_files import warn_of_mode
 from pggit_reactor.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -54,9 +51,8 @@ def _read(name: str, path: Path) -> bytes:
 
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if name == "client_certificate" and stat.S_ISREG(mode) and mode & stat.S_IRWXO:
-                click.echo(f"warning: {path} is readable by everybody; right is mode 0600", err=True)
+            if name == "client_certificate":
+                warn_of_mode(path, file.fileno())
             return file.read(FILE_OCTETS_MAX + 1)
     except OSError as error:
         raise ConfigurationError(f"{name}: cannot read {path}: {error.strerror}") from None

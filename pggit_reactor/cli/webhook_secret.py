@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -13,6 +9,7 @@ import click
 from pggit_reactor.cli.moments import seconds_of
 from pggit_reactor.cli.output import json_option, print_json, text
 from pggit_reactor.cli.parameters import webhook_argument
+from pggit_reactor.cli.private_files import SECRET_FILE_OCTETS_MAX, read_secret_octets
 from pggit_reactor.cli.session import Session, pass_session
 from pggit_reactor.core.model import SignatureAlgorithm
 from pggit_reactor.core.secret import Secret
@@ -22,7 +19,6 @@ from pggit_reactor.errors import ConfigurationError
 if TYPE_CHECKING:
     from pggit_reactor.db.secrets import Rotated
 
-SECRET_FILE_OCTETS_MAX: Final = 4096
 GRACE_SECONDS_MAX: Final = 366 * 86_400.0
 
 algorithm_option = click.option(
@@ -170,25 +166,12 @@ def say_secret(shown: dict[str, str]) -> None:
 
 def read_secret(place: str) -> Secret[str]:
     """Return the signing secret in the file *place*, or on standard input; a line's end is not part of it."""
+    octets = read_secret_octets(place, what="the secret")
     try:
-        if place == "-":
-            octets = sys.stdin.buffer.read(SECRET_FILE_OCTETS_MAX + 1)
-        else:
-            with Path(place).open("rb") as file:
-                _warn_of_mode(place, file.fileno())
-                octets = file.read(SECRET_FILE_OCTETS_MAX + 1)
         content = octets.decode("utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the secret from {place}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"the secret in {place} is not UTF-8") from None
     if len(octets) > SECRET_FILE_OCTETS_MAX or "\n" in content:
         raise ConfigurationError(f"{place} is no signing secret: it has several lines or is too long")
     algorithm_of(content)  # refuses what cannot sign
     return Secret(content)
-
-
-def _warn_of_mode(place: str, descriptor: int) -> None:
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
-        click.echo(f"warning: {place} is readable by everybody; right is mode 0600", err=True)
