@@ -26,7 +26,13 @@ _BIGINTS: Final = 1 << 63
 
 _SQL = statements("claim")
 PLAIN_CLAIM: Final = HotStatement.of(
-    filled(_SQL["claim"], hot=_SQL["hot_plain"], webhooks=_SQL["webhooks_plain"])
+    filled(
+        _SQL["claim"],
+        hot=_SQL["hot_plain"],
+        webhooks=_SQL["webhooks_plain"],
+        priorities=_SQL["priorities"],
+        next_due=_SQL["next_due"],
+    )
 )
 LIMITED_CLAIM: Final = HotStatement.of(
     filled(
@@ -35,6 +41,8 @@ LIMITED_CLAIM: Final = HotStatement.of(
         heads=_SQL["heads"],
         spent=_SQL["spent"],
         webhooks=_SQL["webhooks_limited"],
+        priorities=_SQL["priorities"],
+        next_due=_SQL["next_due"],
     )
 )
 # Named here, so that tests of plans explain what is run.

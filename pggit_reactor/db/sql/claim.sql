@@ -85,6 +85,36 @@ CROSS JOIN LATERAL (SELECT c.message_body::text AS body OFFSET 0) AS b
 UNION ALL
 /* webhooks */;
 
+-- name: priorities
+-- The priorities present. Found once and used twice: under somebody's old snapshot each walk steps over every row that was
+-- settled.
+ARRAY(
+    WITH RECURSIVE level (priority) AS (
+        (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+         WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
+         ORDER BY q.priority DESC LIMIT 1)
+        UNION ALL
+        SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
+                WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
+                ORDER BY q.priority DESC LIMIT 1)
+        FROM level WHERE level.priority IS NOT NULL
+    )
+    SELECT level.priority FROM level WHERE level.priority IS NOT NULL
+)
+
+-- name: next_due
+-- In how many seconds the next row is due that is not yet, within a day.
+CASE WHEN h.priorities <> '{}' THEN (
+        SELECT extract(epoch FROM min(n.ready_at) - now())::float8
+        FROM unnest(h.priorities) AS level (priority)
+        CROSS JOIN LATERAL (
+            SELECT q.ready_at FROM pggit.alert_delivery_queue AS q
+            WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority
+                AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
+            ORDER BY q.ready_at LIMIT 1
+        ) AS n
+    ) END
+
 -- name: hot_plain
 -- What may be claimed of webhooks that have neither rate nor order: nothing is locked, and nothing but the queue is
 -- written. One that has is only told to have it. It is a statement of its own because starting the other one takes 100 us longer.
@@ -99,20 +129,7 @@ hot AS MATERIALIZED (
         now() + greatest(make_interval(secs => %(lease_seconds)s), w.attempt_timeout + interval '3 s') AS lease_until,
         v.held_by,
         l.blocked_until,
-        -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
-        CASE WHEN v.held_by IS NULL THEN ARRAY(
-            WITH RECURSIVE level (priority) AS (
-                (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                 WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
-                 ORDER BY q.priority DESC LIMIT 1)
-                UNION ALL
-                SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                        WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
-                        ORDER BY q.priority DESC LIMIT 1)
-                FROM level WHERE level.priority IS NOT NULL
-            )
-            SELECT level.priority FROM level WHERE level.priority IS NOT NULL
-        ) ELSE '{}' END AS priorities
+        CASE WHEN v.held_by IS NULL THEN /* priorities */ ELSE '{}' END AS priorities
     FROM unnest(%(webhook_ids)s::bigint[], %(budgets)s::integer[], %(in_flights)s::integer[])
         AS h (webhook_id, budget, in_flight)
     JOIN pggit.webhook AS w ON w.webhook_id = h.webhook_id AND w.state = 'active'
@@ -131,16 +148,7 @@ SELECT
     coalesce(h.held_by = 'limits', false), NULL, NULL, NULL, NULL,
     CASE WHEN h.held_by = 'blocked' THEN
         CASE WHEN h.blocked_until < now() + interval '1 day' THEN extract(epoch FROM h.blocked_until - now())::float8 END
-    WHEN h.priorities <> '{}' THEN (
-        SELECT extract(epoch FROM min(n.ready_at) - now())::float8
-        FROM unnest(h.priorities) AS level (priority)
-        CROSS JOIN LATERAL (
-            SELECT q.ready_at FROM pggit.alert_delivery_queue AS q
-            WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority
-                AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
-            ORDER BY q.ready_at LIMIT 1
-        ) AS n
-    ) END,
+    ELSE /* next_due */ END,
     NULL
 FROM hot AS h
 
@@ -215,20 +223,7 @@ bucket AS MATERIALIZED (
 hot AS MATERIALIZED (
     SELECT
         h.*,
-        -- Found once and used twice: under somebody's old snapshot each walk steps over every row that was settled.
-        CASE WHEN h.budget > 0 AND h.ordering = 'none' THEN ARRAY(
-            WITH RECURSIVE level (priority) AS (
-                (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                 WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL
-                 ORDER BY q.priority DESC LIMIT 1)
-                UNION ALL
-                SELECT (SELECT q.priority FROM pggit.alert_delivery_queue AS q
-                        WHERE q.webhook_id = h.webhook_id AND q.ready_at IS NOT NULL AND q.priority < level.priority
-                        ORDER BY q.priority DESC LIMIT 1)
-                FROM level WHERE level.priority IS NOT NULL
-            )
-            SELECT level.priority FROM level WHERE level.priority IS NOT NULL
-        ) ELSE '{}' END AS priorities
+        CASE WHEN h.budget > 0 AND h.ordering = 'none' THEN /* priorities */ ELSE '{}' END AS priorities
     FROM (
         SELECT
             a.webhook_id,
@@ -309,16 +304,7 @@ SELECT
         ELSE CASE WHEN h.ordering <> 'none' THEN (
             SELECT extract(epoch FROM o.due_at - now())::float8 FROM in_order AS o
             WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL
-        ) WHEN h.priorities <> '{}' THEN (
-            SELECT extract(epoch FROM min(n.ready_at) - now())::float8
-            FROM unnest(h.priorities) AS level (priority)
-            CROSS JOIN LATERAL (
-                SELECT q.ready_at FROM pggit.alert_delivery_queue AS q
-                WHERE q.webhook_id = h.webhook_id AND q.priority = level.priority
-                    AND q.ready_at > now() AND q.ready_at < now() + interval '1 day'
-                ORDER BY q.ready_at LIMIT 1
-            ) AS n
-        ) END END,
+        ) ELSE /* next_due */ END END,
     (SELECT o.place FROM in_order AS o WHERE o.webhook_id = h.webhook_id AND o.delivery_id IS NULL)
 FROM hot AS h
 CROSS JOIN LATERAL (SELECT count(*) AS rows FROM claimed AS c WHERE c.webhook_id = h.webhook_id AND h.takes_lock) AS got
