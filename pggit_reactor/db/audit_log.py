@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import attrs
 
 from pggit_reactor.core.audit_chain import FIRST_ID
 from pggit_reactor.db.connect import TrioConnection
-from pggit_reactor.db.statements import statements
+from pggit_reactor.db.statements import filled, statements
 
 LIST_ROWS_MAX: Final = 1000
 EXPORT_PAGE_ROWS: Final = 1000
 NEWEST_ID: Final = (1 << 63) - 1
 
 _SQL = statements("audit")
+_LIST: Final = filled(_SQL["list"], entry=_SQL["entry"])
+_EXPORT: Final = filled(_SQL["export"], entry=_SQL["entry"])
 
 
 @attrs.frozen(kw_only=True)
@@ -59,7 +61,7 @@ async def list_audit(
 ) -> tuple[AuditEntry, ...]:
     """Return at most *rows_max* rows, the newest first."""
     assert 1 <= rows_max <= LIST_ROWS_MAX
-    return await _entries(connection, "list", {**attrs.asdict(wanted), "rows_max": rows_max})
+    return await _entries(connection, _LIST, {**attrs.asdict(wanted), "rows_max": rows_max})
 
 
 async def settled_up_to(connection: TrioConnection) -> int:
@@ -72,7 +74,7 @@ async def settled_up_to(connection: TrioConnection) -> int:
 async def export_page(connection: TrioConnection, *, from_id: int, to_id: int) -> tuple[AuditEntry, ...]:
     """Return the next rows from *from_id* on, by id; fewer than `EXPORT_PAGE_ROWS` at the end."""
     bound = {"from_id": from_id, "to_id": to_id, "rows_max": EXPORT_PAGE_ROWS}
-    return await _entries(connection, "export", bound)
+    return await _entries(connection, _EXPORT, bound)
 
 
 async def prune_audit(connection: TrioConnection, *, days: int, rows_max: int) -> int:
@@ -90,8 +92,8 @@ async def drop_audit_partitions(connection: TrioConnection) -> int:
 
 
 async def _entries(
-    connection: TrioConnection, name: str, bound: Mapping[str, object]
+    connection: TrioConnection, statement: LiteralString, bound: Mapping[str, object]
 ) -> tuple[AuditEntry, ...]:
-    cursor = await connection.execute(_SQL[name], bound)
+    cursor = await connection.execute(statement, bound)
     names = [column.name for column in cursor.description or ()]
     return tuple(AuditEntry(**dict(zip(names, row, strict=True))) for row in await cursor.fetchall())

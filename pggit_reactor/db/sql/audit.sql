@@ -110,15 +110,19 @@ SELECT pggit.prune_audit(%(days)s::integer, %(rows_max)s::integer);
 -- name: drop_partitions
 SELECT pggit.drop_audit_partitions();
 
--- name: list
--- The newest rows that match; times in UTC whatever the session's zone.
-SELECT
+-- name: entry
+-- What people and archives see of a row; times in UTC whatever the session's zone.
     a.audit_id,
     CASE WHEN isfinite(a.occurred_at) THEN to_char(a.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
          ELSE a.occurred_at::text END AS occurred_at,
     a.operation, a.webhook_id, a.delivery_id, a.user_id, host(a.ip_address) AS ip_address, a.request_id::text AS request_id,
     a.status_code, a.signature_verified, a.encryption_algorithm, a.error_message, a.details,
     a.erased_digest IS NOT NULL AS erased
+
+-- name: list
+-- The newest rows that match.
+SELECT
+    /* entry */
 FROM pggit.webhook_audit_log AS a
 WHERE (%(webhook_id)s::bigint IS NULL OR a.webhook_id = %(webhook_id)s)
     AND (%(delivery_id)s::bigint IS NULL OR a.delivery_id = %(delivery_id)s)
@@ -132,12 +136,7 @@ LIMIT %(rows_max)s;
 
 -- name: export
 SELECT
-    a.audit_id,
-    CASE WHEN isfinite(a.occurred_at) THEN to_char(a.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-         ELSE a.occurred_at::text END AS occurred_at,
-    a.operation, a.webhook_id, a.delivery_id, a.user_id, host(a.ip_address) AS ip_address, a.request_id::text AS request_id,
-    a.status_code, a.signature_verified, a.encryption_algorithm, a.error_message, a.details,
-    a.erased_digest IS NOT NULL AS erased
+    /* entry */
 FROM pggit.webhook_audit_log AS a
 WHERE a.audit_id >= %(from_id)s AND a.audit_id <= %(to_id)s
 ORDER BY a.audit_id
