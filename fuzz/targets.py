@@ -47,8 +47,8 @@ def answer(octets: bytes) -> None:
     if len(octets) < 2:
         return
     step, octets = octets[0] % 64 + 1, octets[1:]
-    whole = _read([octets])
-    cut = _read([octets[at : at + step] for at in range(0, len(octets), step)])
+    whole = read_answer([octets], KEPT_OCTETS_MAX)
+    cut = read_answer([octets[at : at + step] for at in range(0, len(octets), step)], KEPT_OCTETS_MAX)
     # One read sees beyond the answer's end and the other may not, so `reusable` may differ; the answer may not.
     assert (whole is None) == (cut is None), "cutting the octets apart changed the verdict"
     if whole is None or cut is None:
@@ -57,11 +57,13 @@ def answer(octets: bytes) -> None:
     assert len(whole.body()) <= KEPT_OCTETS_MAX
     assert whole.excerpt().isprintable()
     if whole.reusable and len(octets) <= BODY_OCTETS_MAX:
-        assert _read_with_h11(octets) == (whole.status, whole.body()), "h11 reads another answer"
+        status, body = read_answer_with_h11(octets) or (None, b"")
+        assert (status, body[:KEPT_OCTETS_MAX]) == (whole.status, whole.body()), "h11 reads another answer"
 
 
-def _read(pieces: list[bytes]) -> AnswerReader | None:
-    reader = AnswerReader(keep_octets_max=KEPT_OCTETS_MAX)
+def read_answer(pieces: list[bytes], keep_octets_max: int) -> AnswerReader | None:
+    """Return our parser with the answer in it, or None where it is none."""
+    reader = AnswerReader(keep_octets_max=keep_octets_max)
     try:
         for piece in pieces:
             if not reader.complete:
@@ -73,7 +75,8 @@ def _read(pieces: list[bytes]) -> AnswerReader | None:
     return reader
 
 
-def _read_with_h11(octets: bytes) -> tuple[int, bytes] | None:
+def read_answer_with_h11(octets: bytes) -> tuple[int, bytes] | None:
+    """Return status and body as h11 reads them, or None where it reads no answer."""
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="POST", target="/", headers=[("Host", "a"), ("Content-Length", "0")]))
     connection.send(h11.EndOfMessage())
@@ -90,7 +93,7 @@ def _read_with_h11(octets: bytes) -> tuple[int, bytes] | None:
                 return None
     except h11.RemoteProtocolError:
         return None
-    return status, body[:KEPT_OCTETS_MAX]
+    return status, body
 
 
 # ---- URL policy -------------------------------------------------------------------------------------------

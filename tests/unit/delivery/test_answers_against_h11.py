@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import h11
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pggit_reactor.delivery.answers import AnswerReader
-from pggit_reactor.delivery.failures import AttemptError
+from fuzz.targets import read_answer, read_answer_with_h11
+
+KEPT_OCTETS_MAX = 10_000
 
 STATUS_LINES = st.sampled_from(
     [
@@ -61,45 +61,12 @@ def answers(draw) -> bytes:
 OCTETS = st.one_of(st.lists(answers(), min_size=1, max_size=3).map(b"".join), st.binary(max_size=200))
 
 
-def read(pieces: list[bytes]) -> AnswerReader | None:
-    answer = AnswerReader(keep_octets_max=10_000)
-    try:
-        for piece in pieces:
-            if not answer.complete:
-                answer.feed(piece)
-    except AttemptError:
-        assert answer.status is None, "what has a status never fails"
-        return None
-    answer.feed_end()
-    return answer
-
-
-def read_with_h11(octets: bytes) -> tuple[int, bytes] | None:
-    connection = h11.Connection(h11.CLIENT)
-    connection.send(h11.Request(method="POST", target="/", headers=[("Host", "a"), ("Content-Length", "0")]))
-    connection.send(h11.EndOfMessage())
-    connection.receive_data(octets)
-    connection.receive_data(b"")
-    status, body = 0, b""
-    try:
-        while not isinstance(event := connection.next_event(), h11.EndOfMessage):
-            if isinstance(event, h11.Response):
-                status = event.status_code
-            elif isinstance(event, h11.Data):
-                body += bytes(event.data)
-            elif event in (h11.NEED_DATA, h11.PAUSED) or isinstance(event, h11.ConnectionClosed):
-                return None
-    except h11.RemoteProtocolError:
-        return None
-    return status, body
-
-
 @given(OCTETS)
 def test_an_answer_that_leaves_the_connection_fit_is_the_same_to_h11(octets: bytes):
-    answer = read([octets])
+    answer = read_answer([octets], KEPT_OCTETS_MAX)
 
     if answer is not None and answer.reusable:
-        assert read_with_h11(octets) == (answer.status, answer.body())
+        assert read_answer_with_h11(octets) == (answer.status, answer.body())
 
 
 @given(OCTETS, st.lists(st.integers(0, 200), max_size=6))
@@ -109,7 +76,7 @@ def test_how_octets_are_cut_apart_decides_nothing_about_the_answer(octets: bytes
     if not octets:
         return
 
-    whole, cut = read([octets]), read(pieces)
+    whole, cut = (read_answer(some, KEPT_OCTETS_MAX) for some in ([octets], pieces))
 
     # One read sees beyond the answer's end and the other may not, so `reusable` may differ; the answer may not.
     assert (whole is None) == (cut is None)
