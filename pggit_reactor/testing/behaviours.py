@@ -115,6 +115,17 @@ def redirect(location: str, status: int = 307) -> Behaviour:
     return answer(status, [("Location", location)], b"")
 
 
+def echo(status: int) -> Behaviour:
+    """Answer with all that one was sent but the body, as debugging receivers do; people may read the excerpt."""
+
+    async def act(peer: Peer) -> None:
+        request = peer.request
+        said = f"{request.path}?{request.query} {dict(request.headers)}"
+        await answer(status, body=said.encode(), reason=request.path).act(peer)
+
+    return Behaviour(act)
+
+
 def raw(*pieces: bytes, then: Then = Then.CLOSE) -> Behaviour:
     """Send *pieces*, each in a write of its own."""
 

@@ -37,23 +37,13 @@ from pggit_reactor.testing.receiver import (
     Greeting,
     answer,
     cut,
+    echo,
     hang,
     open_receiver,
     raw,
     redirect,
 )
 from pggit_reactor.testing.senders import make_webhook
-
-
-def echo(status: int) -> Behaviour:
-    """Answer with all that one was sent but the alert, as debugging receivers do; people may read the excerpt."""
-
-    async def act(peer) -> None:
-        request = peer.request
-        said = f"{request.path}?{request.query} {dict(request.headers)}"
-        await answer(status, body=said.encode(), reason=request.path).act(peer)
-
-    return Behaviour(act)
 
 
 def ends(marked) -> dict[str, Behaviour]:

@@ -11,10 +11,10 @@ from pggit_reactor.db.webhooks import headers_place
 from pggit_reactor.security.keyring import Keyring
 from pggit_reactor.security.sealing import Sealer
 from pggit_reactor.testing.receiver import (
-    Behaviour,
     Greeting,
     answer,
     cut,
+    echo,
     hang,
     open_receiver,
     raw,
@@ -50,17 +50,6 @@ def secrets_of(rig) -> dict[str, str]:
         "master key": MASTER_KEY.rpartition(":")[2],
         "database password": password,
     }
-
-
-def echo(status: int) -> Behaviour:
-    """Answer with all that one was sent, as debugging receivers do; the body apart, whose text people may see."""
-
-    async def act(peer) -> None:
-        request = peer.request
-        said = f"{request.path}?{request.query} {dict(request.headers)}"
-        await answer(status, body=said.encode(), reason=request.path).act(peer)
-
-    return Behaviour(act)
 
 
 async def add_webhook(rig, path: str, **columns: object) -> int:
