@@ -18,7 +18,6 @@ import trio
 from pggit_reactor.core.breaker import Phase
 from pggit_reactor.core.model import ClaimedDelivery, LeaseToken, WebhookId
 from pggit_reactor.db.claims import (
-    NOT_LOOKED,
     Claim,
     ClaimedWebhook,
     HeldBy,
@@ -67,7 +66,8 @@ STOPPED_PAUSE_SECONDS: Final = 0.25
 """While the brakes are on nothing is claimed or polled, however overdue."""
 CONCURRENCY_GUESS: Final = 32
 """Before a first claim told the true one; the claim statement knows it."""
-CONCURRENCIES_MAX: Final = 50_000
+KNOWN_MAX: Final = 50_000
+"""Webhooks whose last claim is remembered."""
 WEIGHT_GUESS: Final = 1
 GROWTH_SECONDS: Final = 1.0
 """In a slow start the concurrency that a claim told is asked for again after this, though no slot be free by it."""
@@ -145,10 +145,8 @@ class Claimer:
     owes_hint: bool = False
     """Heads were done that this worker follows up no more: others are to be told."""
     _woken_at: float = attrs.field(default=0.0, init=False)
-    _concurrency: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
-    _ordered: set[WebhookId] = attrs.field(factory=set, init=False)
-    """As of their last claim."""
-    _weights: dict[WebhookId, int] = attrs.field(factory=dict, init=False)
+    _known: dict[WebhookId, ClaimedWebhook] = attrs.field(factory=dict, init=False)
+    """What the last claim said of a webhook."""
     _growing: dict[WebhookId, float] = attrs.field(factory=dict, init=False)
     """Until when their concurrency may be believed."""
     gate: GateKeeper = attrs.field(
@@ -186,13 +184,17 @@ class Claimer:
 
     def ended(self, webhook_ids: Iterable[WebhookId]) -> None:
         """Deliveries of these are done: where there is an order, the next of it may go, and nobody else tells."""
-        ordered = self._ordered.intersection(webhook_ids)
+        ordered = {webhook_id for webhook_id in webhook_ids if self._is_ordered(webhook_id)}
         if not ordered:
             return
         if self.draining:
             self.owes_hint = True
         else:
             self.hint(ordered)
+
+    def _is_ordered(self, webhook_id: WebhookId) -> bool:
+        known = self._known.get(webhook_id)
+        return known is not None and known.place is not None
 
     def look_around(self) -> None:
         """Anything may have become ready: look at the whole queue now."""
@@ -323,21 +325,23 @@ class Claimer:
     def _wants(self) -> Callable[[WebhookId], Want | None]:
         """Return what tells how much a webhook could take now."""
         suspended = self.brakes.suspended() | self._suspects.barred(trio.current_time())
-        in_flight, weights = self.capacity.by_webhook, self._weights
+        in_flight, known = self.capacity.by_webhook, self._known
 
         def want(webhook_id: WebhookId) -> Want | None:
+            found = known.get(webhook_id)
             held = in_flight.get(webhook_id, 0)
-            room = self._concurrency_of(webhook_id) - held
+            room = self._concurrency_of(webhook_id, found) - held
             if room <= 0 or webhook_id in suspended:
                 return None
-            return weights.get(webhook_id, WEIGHT_GUESS), held, room
+            return WEIGHT_GUESS if found is None else found.weight, held, room
 
         return want
 
-    def _concurrency_of(self, webhook_id: WebhookId) -> int:
+    def _concurrency_of(self, webhook_id: WebhookId, found: ClaimedWebhook | None) -> int:
+        limit = CONCURRENCY_GUESS if found is None else found.concurrency
         if self._growing and self._growing.get(webhook_id, math.inf) <= trio.current_time():
-            return CONCURRENCY_GUESS
-        return self.learned.allowed(webhook_id, self._concurrency.get(webhook_id, CONCURRENCY_GUESS))
+            limit = CONCURRENCY_GUESS
+        return self.learned.allowed(webhook_id, limit)
 
     async def _poll(self) -> None:
         self._next_poll_at = trio.current_time() + self.poll_seconds
@@ -431,22 +435,19 @@ class Claimer:
         if claimed.taken_over:
             self.metrics.lease_expired(claimed.taken_over)
             _log.warning("expired_leases_taken_over", count=claimed.taken_over)
-        if len(self._concurrency) > CONCURRENCIES_MAX:
-            self._concurrency.clear()
-            self._weights.clear()
+        if len(self._known) > KNOWN_MAX:
+            self._known.clear()
             self._growing.clear()
-        if len(self._ordered) > CONCURRENCIES_MAX:
-            self._ordered.clear()
         got = Counter(delivery.webhook_id for delivery in claimed.deliveries)
         for webhook_id, budget in budgets.items():
             found = claimed.webhooks.get(webhook_id)
             if found is None:
-                self._ordered.discard(webhook_id)
+                self._known.pop(webhook_id, None)
                 self._hot.end_lap(webhook_id)
                 continue
-            self._concurrency[webhook_id] = found.concurrency
-            self._weights[webhook_id] = found.weight
-            self._note_place(webhook_id, found)
+            if found.held_by is not HeldBy.LIMITS:  # A plain claim knows of no order.
+                self._known[webhook_id] = found
+                self._note_place(webhook_id, found)
             asked = min(budget, found.concurrency - self.capacity.by_webhook[webhook_id])
             self._ask_again(webhook_id, found, asked=asked, got=got[webhook_id], now=now)
         if claimed.deliveries:
@@ -456,16 +457,9 @@ class Claimer:
 
     def _note_place(self, webhook_id: WebhookId, found: ClaimedWebhook) -> None:
         """Keep where the next claim of a webhook with an order goes on."""
-        if found.held_by is HeldBy.LIMITS:
-            return  # A plain claim knows of no order.
-        if found.place is None:
-            self._ordered.discard(webhook_id)
-            self._hot.end_lap(webhook_id)
-            return
-        self._ordered.add(webhook_id)
         if not found.place:
             self._hot.end_lap(webhook_id)
-        elif found.place.startswith(NOT_LOOKED) or found.held_by is HeldBy.TOKENS:
+        elif not found.has_said_all or found.held_by is HeldBy.TOKENS:
             self._hot.keep_place(webhook_id, found.place)
         else:
             self._hot.go_on(webhook_id, found.place)
